@@ -1,0 +1,47 @@
+// copy_rows: copies rows between an array in the caller's layout and packed rows, both on the device.
+//
+//   dst[dst_first + dst_row · dst_stride + k] = src[src_first + src_row · src_stride + k]     k in 0..width
+//   gather:  src_row = table[r], dst_row = r        scatter: src_row = r, dst_row = table[r]        r in first_row..rows
+//
+// Dispatch   x: ceil(dst_width / WG_X), y: ceil((rows - first_row) / WG_Y)
+// Bindings   0 params uniform · 1 table read [rows] · 2 src read · 3 dst read_write
+// Overrides  WG_X, WG_Y: product ≤ 256
+// Workgroup  none      Barriers   none
+// Padding    columns from width to dst_width are written as zero
+
+override WG_X: u32;
+override WG_Y: u32;
+
+struct Params {
+    rows: u32,
+    width: u32,
+    dst_width: u32,
+    scatter: u32,
+    src_first: u32,
+    src_stride: u32,
+    dst_first: u32,
+    dst_stride: u32,
+    first_row: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> table: array<u32>;
+@group(0) @binding(2) var<storage, read> src: array<f32>;
+@group(0) @binding(3) var<storage, read_write> dst: array<f32>;
+
+@compute @workgroup_size(WG_X, WG_Y)
+fn copy_rows(@builtin(global_invocation_id) id: vec3u) {
+    let k = id.x;
+    let row = params.first_row + id.y;
+    if k >= params.dst_width || row >= params.rows {
+        return;
+    }
+    let listed = table[row];
+    let src_row = select(listed, row, params.scatter != 0u);
+    let dst_row = select(row, listed, params.scatter != 0u);
+    var value = 0.0;
+    if k < params.width {
+        value = src[params.src_first + src_row * params.src_stride + k];
+    }
+    dst[params.dst_first + dst_row * params.dst_stride + k] = value;
+}

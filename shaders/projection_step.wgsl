@@ -1,0 +1,72 @@
+// projection_step: one timestep of a projected layer, all directions: h = w_hr · m.
+//
+//   h[b, p] = Σ_j m[b, j] · w_hr[j, p]        one vec4 per four outputs p
+//
+// Dispatch   x: ceil(h_stride / 4 / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 w_hr read [D, hidden_stride, h_stride / 4]
+//            2 m read [D, B, hidden_stride / 4] · 3 h_next read_write [D, B, h_stride / 4]
+//            4 state read_write, as in recurrent_step, in vec4 · 5 y0 · 6 y1 read_write, in vec4
+// Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
+// Workgroup  none      Barriers   none
+// Sum        the segments of m in order
+// Masked     ranks at or past num_active: nothing is read or written
+// Padding    outputs from P to h_stride are zero because their weights are
+// Reference  src/reference/cell.rs      Accuracy  docs/numerics.md, "one step"
+
+override WG_X: u32;
+override WG_Y: u32;
+
+@group(0) @binding(0) var<uniform> timestep: Step;
+@group(0) @binding(1) var<storage, read> w_hr: array<vec4f>;
+@group(0) @binding(2) var<storage, read> m: array<vec4f>;
+@group(0) @binding(3) var<storage, read_write> h_next: array<vec4f>;
+@group(0) @binding(4) var<storage, read_write> state: array<vec4f>;
+@group(0) @binding(5) var<storage, read_write> y0: array<vec4f>;
+@group(0) @binding(6) var<storage, read_write> y1: array<vec4f>;
+
+fn finish(direction: u32, rank: u32, p4: u32, h: vec4f) {
+    let at = timestep.directions[direction];
+    if rank >= at.num_active {
+        return;
+    }
+    let slot = (direction * timestep.batch_size + rank) * (timestep.h_stride / 4u) + p4;
+    h_next[slot] = h;
+    if rank >= at.final_from {
+        state[timestep.state_h_n / 4u + slot] = h;
+    }
+    if rank >= at.last_from {
+        state[timestep.state_last / 4u + slot] = h;
+    }
+    if timestep.y_h != NONE {
+        let index = ((at.y_row + rank) * timestep.y_stride + timestep.y_h) / 4u + p4;
+        if direction == 0u {
+            y0[index] = h;
+        } else {
+            y1[index] = h;
+        }
+    }
+}
+
+@compute @workgroup_size(WG_X, WG_Y)
+fn projection_step(@builtin(global_invocation_id) id: vec3u) {
+    let p4 = id.x;
+    let row = id.y * ROWS;
+    let direction = id.z;
+    let num_active = timestep.directions[direction].num_active;
+    let columns = timestep.h_stride / 4u;
+    if p4 >= columns || row >= num_active {
+        return;
+    }
+    let k4 = timestep.hidden_stride / 4u;
+    let sum = dot_m(
+        rows_zero(),
+        direction * timestep.batch_size * k4,
+        row,
+        num_active - 1u,
+        k4,
+        k4,
+        direction * timestep.hidden_stride * columns + p4,
+        columns,
+    );
+    finish_rows(direction, row, p4, sum);
+}

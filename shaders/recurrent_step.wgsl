@@ -1,0 +1,86 @@
+// recurrent_step: one timestep of one layer, all directions; recurrent matmul of all gates and cell update fused.
+//
+//   gates[b, j] = x_gates[b, j] + Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o
+//   c = σ(f)·c_prev + σ(i)·tanh(g)        m = σ(o)·tanh(c)
+//
+// Without projection m is the new h; with projection it goes to projection_step. The two differ in
+// `emit`, shaders/lib/emit_h.wgsl and shaders/lib/emit_m.wgsl.
+//
+// Dispatch   x: ceil(hidden_stride / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, H]
+//            3 h_prev read [D, B, h_stride / 4] · 4 next read_write [D, B, stride] (h, or m with projection)
+//            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]
+//            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse
+// Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
+// Workgroup  none      Barriers   none
+// Sum        the segments of h in order, then added to x_gates
+// Masked     ranks at or past num_active: nothing is read or written, the state stays as it was
+// Padding    units from hidden_size to hidden_stride are written as zero, since the next matmul reads them
+// Reference  src/reference/cell.rs      Accuracy  docs/numerics.md, "one step"
+
+override WG_X: u32;
+override WG_Y: u32;
+
+@group(0) @binding(0) var<uniform> timestep: Step;
+@group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
+@group(0) @binding(2) var<storage, read> w_hh: array<vec4f>;
+@group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
+@group(0) @binding(4) var<storage, read_write> next: array<f32>;
+@group(0) @binding(5) var<storage, read_write> state: array<f32>;
+@group(0) @binding(6) var<storage, read_write> y0: array<f32>;
+@group(0) @binding(7) var<storage, read_write> y1: array<f32>;
+
+fn store_y(direction: u32, index: u32, value: f32) {
+    if direction == 0u {
+        y0[index] = value;
+    } else {
+        y1[index] = value;
+    }
+}
+
+fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
+    let at = timestep.directions[direction];
+    if rank >= at.num_active {
+        return;
+    }
+    let y_row = (at.y_row + rank) * timestep.y_stride;
+    var c = 0.0;
+    var m = 0.0;
+    if j < timestep.hidden_size {
+        let gates = x_gates[at.gates_first + rank * timestep.hidden_size + j] + recurrent;
+        let cell = (direction * timestep.batch_size + rank) * timestep.hidden_stride + j;
+        c = fma(sigmoid(gates.y), state[cell], sigmoid(gates.x) * tanh_exp(gates.z));
+        m = sigmoid(gates.w) * tanh_exp(c);
+        state[cell] = c;
+    }
+    if timestep.y_c != NONE {
+        store_y(direction, y_row + timestep.y_c + j, c);
+    }
+    emit(direction, at, rank, j, y_row, m);
+}
+
+@compute @workgroup_size(WG_X, WG_Y)
+fn recurrent_step(@builtin(global_invocation_id) id: vec3u) {
+    let j = id.x;
+    let row = id.y * ROWS;
+    let direction = id.z;
+    let num_active = timestep.directions[direction].num_active;
+    if j >= timestep.hidden_stride || row >= num_active {
+        return;
+    }
+    var sum = rows_zero();
+    if j < timestep.hidden_size {
+        let k4 = timestep.h_stride / 4u;
+        sum = dot_h(
+            sum,
+            direction * timestep.batch_size * k4,
+            row,
+            num_active - 1u,
+            k4,
+            k4,
+            direction * timestep.h_stride * timestep.hidden_size + j,
+            timestep.hidden_size,
+        );
+    }
+    finish_rows(direction, row, j, sum);
+}

@@ -1,0 +1,340 @@
+//! What goes in and what comes out: a batch of sequences of unequal length, and the results asked for.
+
+use crate::error::{Result, bail};
+use crate::spec::LstmSpec;
+
+/// The order of the first two axes of `input` and `output`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Layout {
+    /// [T, B, features], PyTorch's default.
+    TimeMajor,
+    /// [B, T, features], PyTorch's `batch_first=True`.
+    #[default]
+    BatchMajor,
+}
+
+impl Layout {
+    /// The row index of timestep `t` of sequence `b` in an array of `seq_len` × `batch_size` rows.
+    pub fn row(self, t: usize, b: usize, seq_len: usize, batch_size: usize) -> usize {
+        match self {
+            Layout::TimeMajor => t * batch_size + b,
+            Layout::BatchMajor => b * seq_len + t,
+        }
+    }
+
+    /// [T, B, features] or [B, T, features].
+    pub fn shape(self, seq_len: usize, batch_size: usize, features: usize) -> [usize; 3] {
+        match self {
+            Layout::TimeMajor => [seq_len, batch_size, features],
+            Layout::BatchMajor => [batch_size, seq_len, features],
+        }
+    }
+}
+
+/// Which hidden states of the last layer to return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SequenceOutput {
+    /// None; the final states may still be asked for.
+    None,
+    /// The row at each sequence's last valid timestep, [B, D·H]; zero for a sequence of length 0.
+    Last,
+    /// All, [T, B, D·H] or [B, T, D·H]; rows at or past a sequence's length are zero.
+    #[default]
+    All,
+}
+
+/// What a run returns; what is not asked for is neither computed into memory of its own nor read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Outputs {
+    /// The hidden states of the last layer.
+    pub sequence: SequenceOutput,
+    /// The final states `h_n` and `c_n` of every layer and direction.
+    pub final_state: bool,
+    /// All cell states of the last layer, in the layout of the input; zero at or past a length.
+    pub cells: bool,
+}
+
+impl Default for Outputs {
+    fn default() -> Self {
+        Self { sequence: SequenceOutput::All, final_state: true, cells: false }
+    }
+}
+
+/// A batch of B sequences of up to T timesteps, each with its own length.
+///
+/// ```
+/// use wgpu_lstm::{Layout, SequenceBatch};
+/// let x = vec![0.0; 2 * 5 * 3]; // [B=2, T=5, I=3]
+/// let batch = SequenceBatch::new(&x, [2, 5, 3], Layout::BatchMajor)?.lengths(&[5, 2])?;
+/// assert_eq!(batch.num_valid_rows(), 7);
+/// # Ok::<(), wgpu_lstm::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct SequenceBatch<'a> {
+    input: &'a [f32],
+    layout: Layout,
+    seq_len: usize,
+    batch_size: usize,
+    input_size: usize,
+    lengths: Vec<usize>,
+    h_0: Option<&'a [f32]>,
+    c_0: Option<&'a [f32]>,
+    outputs: Outputs,
+    check_finite: bool,
+}
+
+impl<'a> SequenceBatch<'a> {
+    /// A batch over `input` of `shape` [T, B, I] or [B, T, I] as `layout` says. All sequences have length T
+    /// until [`lengths`](Self::lengths) says otherwise. T = 0 and B = 0 are legal.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the number of elements is not the product of the
+    /// shape, or T or B is above 2^31 − 1.
+    pub fn new(input: &'a [f32], shape: [usize; 3], layout: Layout) -> Result<Self> {
+        let elements = shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
+        if elements != Some(input.len()) {
+            bail!(
+                InvalidInput,
+                "input: expected {} elements for shape {shape:?}, found {}",
+                elements.map_or("too many".to_owned(), |n| n.to_string()),
+                input.len()
+            );
+        }
+        let (seq_len, batch_size) = match layout {
+            Layout::TimeMajor => (shape[0], shape[1]),
+            Layout::BatchMajor => (shape[1], shape[0]),
+        };
+        for (name, size) in [("seq_len", seq_len), ("batch_size", batch_size)] {
+            if size > i32::MAX as usize {
+                bail!(InvalidInput, "{name}: expected at most {}, found {size}", i32::MAX);
+            }
+        }
+        Ok(Self {
+            input,
+            layout,
+            seq_len,
+            batch_size,
+            input_size: shape[2],
+            lengths: vec![seq_len; batch_size],
+            h_0: None,
+            c_0: None,
+            outputs: Outputs::default(),
+            check_finite: true,
+        })
+    }
+
+    /// Sets each sequence's own length, [B], 0 to T. Input at or past a length is not read.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if there are not B lengths or one is above T.
+    pub fn lengths(mut self, lengths: &[usize]) -> Result<Self> {
+        if lengths.len() != self.batch_size {
+            bail!(InvalidInput, "lengths: expected batch_size = {}, found {}", self.batch_size, lengths.len());
+        }
+        if let Some(b) = lengths.iter().position(|&n| n > self.seq_len) {
+            bail!(InvalidInput, "lengths[{b}]: expected 0 to seq_len {}, found {}", self.seq_len, lengths[b]);
+        }
+        self.lengths = lengths.to_vec();
+        Ok(self)
+    }
+
+    /// Sets the initial hidden state, [L·D, B, H or P] layer-major; zero where it is not given.
+    /// Its size is checked when the batch meets a model.
+    #[must_use]
+    pub fn h_0(mut self, h_0: &'a [f32]) -> Self {
+        self.h_0 = Some(h_0);
+        self
+    }
+
+    /// Sets the initial cell state, [L·D, B, H] layer-major; zero where it is not given.
+    /// Its size is checked when the batch meets a model.
+    #[must_use]
+    pub fn c_0(mut self, c_0: &'a [f32]) -> Self {
+        self.c_0 = Some(c_0);
+        self
+    }
+
+    /// Sets what the run returns.
+    #[must_use]
+    pub fn outputs(mut self, outputs: Outputs) -> Self {
+        self.outputs = outputs;
+        self
+    }
+
+    /// Whether to scan valid input and initial states for NaN and infinity and refuse them by name; on
+    /// unless turned off. GPUs may assume that neither occurs.
+    #[must_use]
+    pub fn check_finite(mut self, check: bool) -> Self {
+        self.check_finite = check;
+        self
+    }
+
+    /// The input, in the order of [`layout`](Self::layout).
+    pub fn input(&self) -> &'a [f32] {
+        self.input
+    }
+
+    /// The axis order of input and output.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// T, the longest length that the arrays have room for.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    /// B.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// I.
+    pub fn input_size(&self) -> usize {
+        self.input_size
+    }
+
+    /// Each sequence's own length, [B].
+    pub fn sequence_lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// The sum of all lengths.
+    pub fn num_valid_rows(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// The initial hidden state, if given.
+    pub fn initial_h(&self) -> Option<&'a [f32]> {
+        self.h_0
+    }
+
+    /// The initial cell state, if given.
+    pub fn initial_c(&self) -> Option<&'a [f32]> {
+        self.c_0
+    }
+
+    /// What the run returns.
+    pub fn requested(&self) -> Outputs {
+        self.outputs
+    }
+
+    /// The input row of timestep `t` of sequence `b`, [I].
+    pub fn input_row(&self, t: usize, b: usize) -> &'a [f32] {
+        let row = self.layout.row(t, b, self.seq_len, self.batch_size);
+        &self.input[row * self.input_size..][..self.input_size]
+    }
+
+    /// Checks the batch against a model: widths, state sizes, and unless turned off NaN and infinity.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) with the name, the expected and the found value.
+    pub fn validate(&self, spec: &LstmSpec) -> Result<()> {
+        if self.input_size != spec.input_size() {
+            let hint = if self.layout.shape(self.seq_len, self.batch_size, self.input_size)[1] == spec.input_size() {
+                "; the second axis would fit: are the axes in another order?"
+            } else {
+                ""
+            };
+            bail!(
+                InvalidInput,
+                "input: expected input_size {}, found {} (shape {:?}){hint}",
+                spec.input_size(),
+                self.input_size,
+                self.layout.shape(self.seq_len, self.batch_size, self.input_size)
+            );
+        }
+        let (h_size, c_size) = spec.state_sizes();
+        for (name, state, size) in [("h_0", self.h_0, h_size), ("c_0", self.c_0, c_size)] {
+            let expected = size * self.batch_size;
+            if let Some(state) = state {
+                if state.len() != expected {
+                    bail!(
+                        InvalidInput,
+                        "{name}: expected {expected} elements (batch_size {} × {size} over all layers and \
+                         directions), found {}",
+                        self.batch_size,
+                        state.len()
+                    );
+                }
+                if self.check_finite
+                    && let Some(i) = state.iter().position(|v| !v.is_finite())
+                {
+                    bail!(InvalidInput, "{name}: expected finite values, found {} at element {i}", state[i]);
+                }
+            }
+        }
+        if self.check_finite {
+            for (b, &length) in self.lengths.iter().enumerate() {
+                for t in 0..length {
+                    let row = self.input_row(t, b);
+                    if let Some(i) = row.iter().position(|v| !v.is_finite()) {
+                        bail!(
+                            InvalidInput,
+                            "input: expected finite values, found {} at sequence {b}, step {t}, feature {i}",
+                            row[i]
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a run returned. Arrays are dense and row-major, slowest axis first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BatchOutput {
+    /// All hidden states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H].
+    pub output: Option<Vec<f32>>,
+    /// The hidden states at each sequence's last valid timestep, [B, D·H].
+    pub last: Option<Vec<f32>>,
+    /// Final hidden states, [L·D, B, H or P]; the state after each sequence's last valid step.
+    pub h_n: Option<Vec<f32>>,
+    /// Final cell states, [L·D, B, H].
+    pub c_n: Option<Vec<f32>>,
+    /// All cell states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H].
+    pub cells: Option<Vec<f32>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_batches_name_the_offender() {
+        let x = vec![0.0; 30];
+        let shape = [2, 5, 3];
+        let message = |r: Result<SequenceBatch<'_>>| r.unwrap_err().to_string();
+        assert_eq!(
+            message(SequenceBatch::new(&x[1..], shape, Layout::BatchMajor)),
+            "input: expected 30 elements for shape [2, 5, 3], found 29"
+        );
+        assert!(message(SequenceBatch::new(&x, [usize::MAX, 5, 3], Layout::BatchMajor)).contains("too many"));
+        let batch = SequenceBatch::new(&x, shape, Layout::BatchMajor).unwrap();
+        assert_eq!(message(batch.clone().lengths(&[5])), "lengths: expected batch_size = 2, found 1");
+        assert_eq!(message(batch.clone().lengths(&[5, 6])), "lengths[1]: expected 0 to seq_len 5, found 6");
+
+        let spec = LstmSpec::stack(3, 4, 1).build().unwrap();
+        let h_0 = vec![0.0; 7];
+        let error = batch.clone().h_0(&h_0).validate(&spec).unwrap_err().to_string();
+        assert!(error.starts_with("h_0: expected 8 elements"), "{error}");
+        let other = LstmSpec::stack(5, 4, 1).build().unwrap();
+        let error = batch.validate(&other).unwrap_err().to_string();
+        assert!(error.contains("expected input_size 5, found 3") && error.contains("second axis"), "{error}");
+    }
+
+    #[test]
+    fn non_finite_input_is_found_only_where_it_is_valid() {
+        let spec = LstmSpec::stack(3, 4, 1).build().unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = vec![0.5; 30];
+            x[(5 + 3) * 3 + 1] = bad; // sequence 1, step 3
+            let batch = SequenceBatch::new(&x, [2, 5, 3], Layout::BatchMajor).unwrap();
+            let error = batch.validate(&spec).unwrap_err().to_string();
+            assert!(error.contains("sequence 1, step 3, feature 1"), "{error}");
+            assert!(batch.clone().lengths(&[5, 3]).unwrap().validate(&spec).is_ok());
+            assert!(batch.check_finite(false).validate(&spec).is_ok());
+        }
+    }
+}

@@ -1,0 +1,557 @@
+//! The way in: open a device, load weights, run batches. GPU, CPU backend and reference alike.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
+use crate::error::{Error, ErrorKind, Result, bail};
+use crate::reference;
+use crate::spec::LstmSpec;
+use crate::weights::LstmWeights;
+
+#[cfg(feature = "cpu")]
+use crate::cpu::CpuLstm;
+#[cfg(feature = "gpu")]
+use crate::gpu::{self, Context, DeviceRows, GpuLstm, Waiting};
+#[cfg(feature = "gpu")]
+use crate::plan::TileOverride;
+
+/// Which device to run on. Parses from `auto`, `gpu`, `gpu:1`, `cpu`, `reference` or a part of an adapter's
+/// name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// A hardware GPU, discrete before integrated, otherwise the CPU backend; never a software adapter.
+    #[default]
+    Auto,
+    /// The best adapter there is, a software one where there is no other.
+    Gpu,
+    /// An adapter by its position in [`Engine::adapters`].
+    GpuIndex(usize),
+    /// The first adapter whose name or driver contains this text, ignoring case.
+    Name(String),
+    /// The CPU backend.
+    Cpu,
+    /// The reference: slow, plain f32, the judge in tests.
+    Reference,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let trimmed = text.trim();
+        Ok(match trimmed.to_ascii_lowercase().as_str() {
+            "" => bail!(DeviceNotFound, "device: expected auto, gpu, gpu:N, cpu, reference or a part of a name, found nothing"),
+            "auto" => Self::Auto,
+            "gpu" => Self::Gpu,
+            "cpu" => Self::Cpu,
+            "reference" => Self::Reference,
+            lower => match lower.strip_prefix("gpu:") {
+                Some(index) => match index.parse() {
+                    Ok(index) => Self::GpuIndex(index),
+                    Err(_) => bail!(DeviceNotFound, "device: expected a number after gpu:, found {index:?}"),
+                },
+                None => Self::Name(trimmed.to_owned()),
+            },
+        })
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Gpu => f.write_str("gpu"),
+            Self::GpuIndex(index) => write!(f, "gpu:{index}"),
+            Self::Name(name) => f.write_str(name),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Reference => f.write_str("reference"),
+        }
+    }
+}
+
+/// Which limits the GPU path may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LimitsProfile {
+    /// Those of the adapter.
+    #[default]
+    Adapter,
+    /// WebGPU's defaults, which every browser grants.
+    WebGpuDefaults,
+}
+
+/// How to open an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct EngineOptions {
+    /// Which device.
+    pub device: DeviceChoice,
+    /// Bytes of working buffers of one run on the device, weights not counted; 1 GiB if `None`. Long inputs are
+    /// cut into chunks of timesteps to stay within it.
+    pub memory_budget_bytes: Option<u64>,
+    /// Which limits to open the device with.
+    pub limits: LimitsProfile,
+}
+
+impl EngineOptions {
+    /// The defaults with this device.
+    pub fn on(device: DeviceChoice) -> Self {
+        Self { device, ..Self::default() }
+    }
+
+    /// Sets the memory budget in bytes.
+    #[must_use]
+    pub fn memory_budget_bytes(mut self, bytes: u64) -> Self {
+        self.memory_budget_bytes = Some(bytes);
+        self
+    }
+
+    /// Sets the limits profile.
+    #[must_use]
+    pub fn limits(mut self, limits: LimitsProfile) -> Self {
+        self.limits = limits;
+        self
+    }
+}
+
+/// What kind of backend an engine runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackendKind {
+    /// WGSL on an adapter.
+    Gpu,
+    /// The CPU backend.
+    Cpu,
+    /// The reference in f32.
+    Reference,
+}
+
+/// An adapter as wgpu describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AdapterReport {
+    /// N of `gpu:N`.
+    pub index: usize,
+    /// The adapter's name.
+    pub name: String,
+    /// `Vulkan`, `Metal`, `Dx12`, `BrowserWebGpu`.
+    pub backend: String,
+    /// `DiscreteGpu`, `IntegratedGpu`, `VirtualGpu`, `Other`, `Cpu`.
+    pub device_type: String,
+    /// The driver's name.
+    pub driver: String,
+    /// The driver's version.
+    pub driver_info: String,
+    /// PCI vendor, where known.
+    pub vendor: u32,
+    /// PCI device, where known.
+    pub device: u32,
+    /// Whether it computes on the CPU.
+    pub is_software: bool,
+    /// The limits that matter here, by WebGPU's names.
+    pub limits: Vec<(&'static str, u64)>,
+    /// Why this crate cannot use the adapter, if so.
+    pub unusable: Option<String>,
+}
+
+/// The device an engine runs on, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceReport {
+    /// The kind of backend.
+    pub kind: BackendKind,
+    /// A name to show.
+    pub name: String,
+    /// Why this device was chosen.
+    pub reason: String,
+    /// The adapter, on the GPU path.
+    pub adapter: Option<AdapterReport>,
+    /// The driver ends loops after this many trips (found by the self-test); larger models are refused.
+    pub loop_trips: Option<u32>,
+}
+
+enum Device {
+    #[cfg(feature = "gpu")]
+    Gpu(Arc<Context>),
+    #[cfg(feature = "cpu")]
+    Cpu,
+    Reference,
+}
+
+/// An opened device. Cheap to clone; many models and threads share one.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<EngineInner>,
+}
+
+struct EngineInner {
+    device: Device,
+    report: DeviceReport,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("device", &self.inner.report).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens a device and, on the GPU path, tests its driver.
+    ///
+    /// # Errors
+    /// [`DeviceNotFound`](ErrorKind::DeviceNotFound) with the list of adapters if none matches;
+    /// [`DeviceFault`](ErrorKind::DeviceFault) if the chosen adapter fails the self-test;
+    /// [`Unsupported`](ErrorKind::Unsupported) if the crate was built without the backend.
+    pub async fn open(options: EngineOptions) -> Result<Engine> {
+        let (device, report) = match &options.device {
+            DeviceChoice::Reference => (
+                Device::Reference,
+                DeviceReport {
+                    kind: BackendKind::Reference,
+                    name: "reference (f32)".into(),
+                    reason: "asked for by name".into(),
+                    adapter: None,
+                    loop_trips: None,
+                },
+            ),
+            DeviceChoice::Cpu => open_cpu("asked for by name".into())?,
+            _ => open_gpu(&options).await?,
+        };
+        Ok(Engine { inner: Arc::new(EngineInner { device, report }) })
+    }
+
+    /// [`Engine::open`], blocking. Not for a browser's main thread.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_blocking(options: EngineOptions) -> Result<Engine> {
+        pollster::block_on(Self::open(options))
+    }
+
+    /// The adapters of this machine in order of preference; empty without the feature `gpu`.
+    pub async fn adapters() -> Vec<AdapterReport> {
+        #[cfg(feature = "gpu")]
+        return gpu::list().await.into_iter().map(|l| l.report).collect();
+        #[cfg(not(feature = "gpu"))]
+        Vec::new()
+    }
+
+    /// The device and why it was chosen.
+    pub fn device(&self) -> &DeviceReport {
+        &self.inner.report
+    }
+
+    /// Packs and uploads a model.
+    ///
+    /// # Errors
+    /// [`DeviceLimit`](ErrorKind::DeviceLimit) if a weight matrix is larger than a binding of the device;
+    /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
+    pub async fn load(&self, weights: &LstmWeights) -> Result<Lstm> {
+        let model = match &self.inner.device {
+            #[cfg(feature = "gpu")]
+            Device::Gpu(context) => Model::Gpu(GpuLstm::load(context, weights).await?),
+            #[cfg(feature = "cpu")]
+            Device::Cpu => Model::Cpu(CpuLstm::new(weights)),
+            Device::Reference => Model::Reference(weights.clone()),
+        };
+        Ok(Lstm { inner: Arc::new(LstmInner { engine: self.clone(), spec: weights.spec().clone(), model }) })
+    }
+
+    /// [`Engine::load`], blocking.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_blocking(&self, weights: &LstmWeights) -> Result<Lstm> {
+        pollster::block_on(self.load(weights))
+    }
+
+    #[cfg(feature = "gpu")]
+    pub(crate) fn context(&self) -> Option<&Arc<Context>> {
+        match &self.inner.device {
+            Device::Gpu(context) => Some(context),
+            #[allow(unreachable_patterns, reason = "which other devices exist depends on the features")]
+            _ => None,
+        }
+    }
+}
+
+fn open_cpu(reason: String) -> Result<(Device, DeviceReport)> {
+    #[cfg(feature = "cpu")]
+    return Ok((
+        Device::Cpu,
+        DeviceReport {
+            kind: BackendKind::Cpu,
+            name: format!("CPU backend, {} threads", crate::cpu::num_threads()),
+            reason,
+            adapter: None,
+            loop_trips: None,
+        },
+    ));
+    #[cfg(not(feature = "cpu"))]
+    bail!(Unsupported, "device: the CPU backend was not built in ({reason}); enable the feature `cpu`")
+}
+
+#[cfg(not(feature = "gpu"))]
+async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
+    match &options.device {
+        DeviceChoice::Auto => open_cpu("the crate was built without the feature `gpu`".into()),
+        other => bail!(Unsupported, "device {other}: the GPU path was not built in; enable the feature `gpu`"),
+    }
+}
+
+/// Tries the adapters that the choice allows, in order of preference.
+#[cfg(feature = "gpu")]
+async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
+    let adapters = gpu::list().await;
+    let reports: Vec<AdapterReport> = adapters.iter().map(|l| l.report.clone()).collect();
+    let candidates = candidates(&options.device, &reports)?;
+    let mut failures = Vec::new();
+    for (index, reason) in candidates {
+        let listed = &adapters[index];
+        let opened = match &listed.report.unusable {
+            Some(why) => Err(Error::new(ErrorKind::DeviceLimit, why.clone())),
+            None => Context::open(&listed.adapter, options).await,
+        };
+        match opened {
+            Ok(context) => {
+                let reason = if failures.is_empty() { reason } else { format!("{reason}; {}", failures.join("; ")) };
+                let report = DeviceReport {
+                    kind: BackendKind::Gpu,
+                    name: format!("{} ({})", listed.report.name, listed.report.backend),
+                    reason,
+                    adapter: Some(listed.report.clone()),
+                    loop_trips: context.limits.loop_trips,
+                };
+                return Ok((Device::Gpu(Arc::new(context)), report));
+            }
+            Err(e) if options.device == DeviceChoice::Auto => {
+                failures.push(format!("gpu:{index} {} was refused: {e}", listed.report.name));
+            }
+            Err(e) => return Err(e.context(format!("gpu:{index} {}", listed.report.name))),
+        }
+    }
+    // Only `auto` comes here: every other choice has a candidate that opened or failed.
+    let reason = match (failures.is_empty(), reports.is_empty()) {
+        (false, _) => failures.join("; "),
+        (true, true) => "there is no adapter".to_owned(),
+        (true, false) => "there is no hardware GPU, only software adapters".to_owned(),
+    };
+    open_cpu(reason)
+}
+
+/// The adapters that a choice allows, with the reason, in the order in which they are tried.
+#[cfg(feature = "gpu")]
+fn candidates(choice: &DeviceChoice, adapters: &[AdapterReport]) -> Result<Vec<(usize, String)>> {
+    let listing = || {
+        if adapters.is_empty() {
+            "there is no adapter".to_owned()
+        } else {
+            let names: Vec<_> = adapters.iter().map(|a| format!("gpu:{} {}", a.index, a.name)).collect();
+            format!("there are {}", names.join(", "))
+        }
+    };
+    let found: Vec<(usize, String)> = match choice {
+        DeviceChoice::Auto => adapters
+            .iter()
+            .filter(|a| !a.is_software)
+            .map(|a| (a.index, format!("the first hardware GPU that works ({})", a.device_type)))
+            .collect(),
+        DeviceChoice::Gpu => {
+            let usable = adapters.iter().find(|a| a.unusable.is_none()).or(adapters.first());
+            usable.map(|a| (a.index, "the best adapter there is".to_owned())).into_iter().collect()
+        }
+        DeviceChoice::GpuIndex(index) => {
+            adapters.get(*index).map(|a| (a.index, "asked for by number".to_owned())).into_iter().collect()
+        }
+        DeviceChoice::Name(name) => {
+            let wanted = name.to_ascii_lowercase();
+            let matches = |text: &str| text.to_ascii_lowercase().contains(&wanted);
+            adapters
+                .iter()
+                .find(|a| matches(&a.name) || matches(&a.driver) || matches(&a.driver_info))
+                .map(|a| (a.index, format!("its name contains {name:?}")))
+                .into_iter()
+                .collect()
+        }
+        DeviceChoice::Cpu | DeviceChoice::Reference => Vec::new(),
+    };
+    if found.is_empty() && *choice != DeviceChoice::Auto {
+        bail!(
+            DeviceNotFound,
+            "device: expected auto, gpu, gpu:N, cpu, reference or a part of an adapter's name, found {:?}; {}",
+            choice.to_string(),
+            listing()
+        );
+    }
+    Ok(found)
+}
+
+/// A loaded model. Cheap to clone, `Send + Sync`; several threads may run batches at once.
+#[derive(Clone)]
+pub struct Lstm {
+    inner: Arc<LstmInner>,
+}
+
+struct LstmInner {
+    engine: Engine,
+    spec: LstmSpec,
+    model: Model,
+}
+
+enum Model {
+    #[cfg(feature = "gpu")]
+    Gpu(GpuLstm),
+    #[cfg(feature = "cpu")]
+    Cpu(CpuLstm),
+    Reference(LstmWeights),
+}
+
+impl fmt::Debug for Lstm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lstm").field("spec", &self.inner.spec).field("engine", &self.inner.engine).finish_non_exhaustive()
+    }
+}
+
+impl Lstm {
+    /// The spec.
+    pub fn spec(&self) -> &LstmSpec {
+        &self.inner.spec
+    }
+
+    /// The engine the model is loaded on.
+    pub fn engine(&self) -> &Engine {
+        &self.inner.engine
+    }
+
+    /// Runs one batch and returns what it asks for.
+    ///
+    /// Timesteps at or past a sequence's length are not read; their output is zero and the final state is the
+    /// one after the last valid step. A sequence of length 0, and every sequence of a batch with T = 0, keeps
+    /// its initial state.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if a shape disagrees with the spec or a value is not finite;
+    /// [`DeviceLimit`](ErrorKind::DeviceLimit) if the batch does not fit, naming the limit and what would;
+    /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
+    pub async fn run(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
+        self.dispatch(batch, #[cfg(feature = "gpu")] Waiting::Async, &|_| ()).await
+    }
+
+    /// [`Lstm::run`], blocking; on the GPU path it waits on the calling thread, without a hand-over.
+    ///
+    /// # Errors
+    /// As [`Lstm::run`].
+    pub fn run_blocking(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
+        self.run_with_progress(batch, &|_| ())
+    }
+
+    /// [`Lstm::run_blocking`], calling `progress` with the finished fraction, 0 to 1, as chunks come back.
+    ///
+    /// # Errors
+    /// As [`Lstm::run`].
+    pub fn run_with_progress(
+        &self,
+        batch: &SequenceBatch<'_>,
+        progress: &(dyn Fn(f64) + Sync),
+    ) -> Result<BatchOutput> {
+        pollster::block_on(self.dispatch(batch, #[cfg(feature = "gpu")] Waiting::Blocking, progress))
+    }
+
+    async fn dispatch(
+        &self,
+        batch: &SequenceBatch<'_>,
+        #[cfg(feature = "gpu")] waiting: Waiting,
+        progress: &(dyn Fn(f64) + Sync),
+    ) -> Result<BatchOutput> {
+        batch.validate(&self.inner.spec)?;
+        if batch.num_valid_rows() == 0 {
+            return Ok(empty_output(&self.inner.spec, batch));
+        }
+        let output = match &self.inner.model {
+            #[cfg(feature = "gpu")]
+            Model::Gpu(model) => {
+                return model.run(batch, DeviceRows::default(), TileOverride::default(), waiting, progress).await;
+            }
+            #[cfg(feature = "cpu")]
+            Model::Cpu(model) => model.run(batch)?,
+            Model::Reference(weights) => reference::run::<f32>(weights, batch)?.into_batch_output(),
+        };
+        progress(1.0);
+        Ok(output)
+    }
+
+    #[cfg(feature = "gpu")]
+    pub(crate) fn gpu(&self) -> Option<&GpuLstm> {
+        match &self.inner.model {
+            Model::Gpu(model) => Some(model),
+            #[allow(unreachable_patterns, reason = "which other models exist depends on the features")]
+            _ => None,
+        }
+    }
+}
+
+/// The result of a batch without a valid row: zero output, final state = initial state.
+fn empty_output(spec: &LstmSpec, batch: &SequenceBatch<'_>) -> BatchOutput {
+    let wanted = batch.requested();
+    let rows = batch.seq_len() * batch.batch_size();
+    let (h_size, c_size) = spec.state_sizes();
+    let state = |wanted: bool, given: Option<&[f32]>, size: usize| {
+        wanted.then(|| given.map_or_else(|| vec![0.0; size * batch.batch_size()], <[f32]>::to_vec))
+    };
+    let last = spec.last_layer();
+    BatchOutput {
+        output: (wanted.sequence == SequenceOutput::All).then(|| vec![0.0; rows * spec.output_size()]),
+        last: (wanted.sequence == SequenceOutput::Last).then(|| vec![0.0; batch.batch_size() * spec.output_size()]),
+        h_n: state(wanted.final_state, batch.initial_h(), h_size),
+        c_n: state(wanted.final_state, batch.initial_c(), c_size),
+        cells: wanted.cells.then(|| vec![0.0; rows * last.num_directions() * last.hidden_size]),
+    }
+}
+
+#[cfg(all(test, feature = "gpu"))]
+mod tests {
+    use super::*;
+
+    fn adapter(index: usize, name: &str, is_software: bool) -> AdapterReport {
+        AdapterReport {
+            index,
+            name: name.into(),
+            backend: "Vulkan".into(),
+            device_type: if is_software { "Cpu" } else { "DiscreteGpu" }.into(),
+            driver: String::new(),
+            driver_info: String::new(),
+            vendor: 0,
+            device: 0,
+            is_software,
+            limits: Vec::new(),
+            unusable: None,
+        }
+    }
+
+    fn indices(choice: &str, adapters: &[AdapterReport]) -> Result<Vec<usize>> {
+        Ok(candidates(&choice.parse()?, adapters)?.into_iter().map(|(index, _)| index).collect())
+    }
+
+    #[test]
+    fn auto_never_takes_a_software_adapter() {
+        let adapters = [adapter(0, "NVIDIA H200", false), adapter(1, "llvmpipe (LLVM 15)", true)];
+        assert_eq!(indices("auto", &adapters).unwrap(), [0]);
+        assert_eq!(indices("auto", &adapters[1..]).unwrap(), [0usize; 0]);
+        assert_eq!(indices("gpu", &adapters).unwrap(), [0]);
+        assert_eq!(indices("gpu", &[adapter(0, "llvmpipe", true)]).unwrap(), [0]);
+        assert_eq!(indices("gpu:1", &adapters).unwrap(), [1]);
+        assert_eq!(indices("LLVMpipe", &adapters).unwrap(), [1]);
+    }
+
+    #[test]
+    fn a_typo_lists_what_there_is() {
+        let adapters = [adapter(0, "NVIDIA H200", false)];
+        for choice in ["gpuu", "gpu:7", "nvidai"] {
+            let error = indices(choice, &adapters).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DeviceNotFound);
+            assert!(error.to_string().contains(choice) && error.to_string().contains("gpu:0 NVIDIA H200"), "{error}");
+        }
+        assert!(indices("gpu:x", &adapters).unwrap_err().to_string().contains("\"x\""));
+        assert!(indices(" ", &adapters).is_err());
+    }
+}

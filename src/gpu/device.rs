@@ -1,0 +1,229 @@
+//! An opened device: its limits, its errors as values, its pipelines and its pool of scratch buffers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::pipelines::Pipelines;
+use super::wait::Waiter;
+use crate::engine::{EngineOptions, LimitsProfile};
+use crate::error::{Error, ErrorKind, Result, bail};
+use crate::plan::PlanLimits;
+
+/// Bytes of working buffers of one run unless the options say otherwise.
+pub(crate) const DEFAULT_BUDGET_BYTES: u64 = 1 << 30;
+
+/// What the handlers of the device have seen.
+#[derive(Default)]
+pub(crate) struct Faults {
+    lost: AtomicBool,
+    messages: Mutex<Vec<String>>,
+}
+
+impl Faults {
+    fn note(&self, message: String) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    }
+
+    pub(crate) fn mark_lost(&self, message: String) {
+        self.note(message);
+        self.lost.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    fn last(&self) -> Option<String> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// An error if the device was lost or reported an error outside every scope.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_lost() {
+            let message = self.messages.lock().unwrap_or_else(PoisonError::into_inner).join("; ");
+            bail!(DeviceLost, "the device was lost ({message}); open a new engine");
+        }
+        match self.last() {
+            Some(message) => bail!(DeviceFault, "the device reported: {message}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An opened device; shared by all models of an engine.
+pub(crate) struct Context {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) limits: PlanLimits,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) pipelines: Pipelines,
+    pub(crate) dummy: wgpu::Buffer,
+    pub(crate) waiter: Waiter,
+    pool: Mutex<Pool>,
+    /// Bits of the f32 that scratch is filled with before each run; 0 for none. Set by tests.
+    poison: AtomicU32,
+}
+
+impl Context {
+    /// Opens `adapter` and tests it.
+    pub(crate) async fn open(adapter: &wgpu::Adapter, options: &EngineOptions) -> Result<Self> {
+        let has = adapter.limits();
+        let mut required = wgpu::Limits::default();
+        if options.limits == LimitsProfile::Adapter {
+            required.max_storage_buffer_binding_size = has.max_storage_buffer_binding_size;
+            required.max_buffer_size = has.max_buffer_size;
+            required.min_uniform_buffer_offset_alignment = has.min_uniform_buffer_offset_alignment;
+        }
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("lstm.device"),
+            required_limits: required,
+            ..Default::default()
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::new(ErrorKind::DeviceLimit, format!("the device cannot be opened: {e}")))?;
+        let faults = Arc::new(Faults::default());
+        let seen = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| seen.note(e.to_string())));
+        let seen = faults.clone();
+        device.set_device_lost_callback(move |reason, message| seen.mark_lost(format!("{reason:?} {message}")));
+
+        let limits = device.limits();
+        let limits = PlanLimits {
+            binding_bytes: limits.max_storage_buffer_binding_size,
+            buffer_bytes: limits.max_buffer_size,
+            workgroups: limits.max_compute_workgroups_per_dimension,
+            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+            budget_bytes: options.memory_budget_bytes.unwrap_or(DEFAULT_BUDGET_BYTES),
+            loop_trips: None,
+        };
+        let dummy = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("lstm.dummy"),
+            size: 512,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        let mut context = Self {
+            pipelines: Pipelines::new(&device),
+            waiter: Waiter::new(device.clone(), faults.clone()),
+            pool: Mutex::new(Pool { free: HashMap::new(), bytes: 0, capacity: limits.budget_bytes }),
+            poison: AtomicU32::new(0),
+            device,
+            queue,
+            limits,
+            faults,
+            dummy,
+        };
+        context.limits.loop_trips = super::self_test::run(&context).await?;
+        Ok(context)
+    }
+
+    /// Runs `f`, which makes wgpu calls, and turns what they report into an error. wgpu's scopes belong to a
+    /// thread, so they are closed before anything is awaited.
+    pub(crate) async fn guarded<T>(&self, what: &str, f: impl FnOnce() -> T) -> Result<T> {
+        let (value, reports) = {
+            let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+            let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+            let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            let value = f();
+            (value, (validation.pop(), memory.pop(), internal.pop()))
+        };
+        let reports = [reports.0.await, reports.1.await, reports.2.await];
+        self.faults.check()?;
+        match reports.into_iter().flatten().next() {
+            None => Ok(value),
+            Some(wgpu::Error::OutOfMemory { .. }) => {
+                bail!(OutOfMemory, "{what}: the device is out of memory; a smaller batch or memory budget would help")
+            }
+            Some(error) => bail!(DeviceFault, "{what}: {error}"),
+        }
+    }
+
+    /// A buffer of at least `size_bytes` from the pool, or a new one. To be called in [`Self::guarded`].
+    pub(crate) fn acquire(self: &Arc<Self>, label: &str, size_bytes: u64, usage: wgpu::BufferUsages) -> Scratch {
+        let size = size_class(size_bytes).min(self.limits.buffer_bytes).max(size_bytes);
+        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(size, usage);
+        let buffer = pooled.unwrap_or_else(|| {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        });
+        let poison = self.poison.load(Ordering::Relaxed);
+        if poison != 0 && usage.contains(wgpu::BufferUsages::STORAGE) {
+            let words = vec![poison; (size / 4) as usize];
+            self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
+        }
+        Scratch { context: self.clone(), buffer: Some(buffer) }
+    }
+
+    /// Fills scratch buffers with `value` before each run; for tests, which must not see it.
+    pub(crate) fn set_poison(&self, value: Option<f32>) {
+        self.poison.store(value.map_or(0, f32::to_bits), Ordering::Relaxed);
+    }
+
+    /// Bytes of idle scratch buffers.
+    pub(crate) fn pooled_bytes(&self) -> u64 {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    }
+}
+
+/// Sizes are rounded up by at most an eighth, so that batches of similar shape share buffers.
+fn size_class(size_bytes: u64) -> u64 {
+    let step = (size_bytes.next_power_of_two() / 16).max(256);
+    size_bytes.next_multiple_of(step)
+}
+
+/// A scratch buffer that returns to the pool when dropped. Its next user's commands come after all submitted
+/// ones in the queue, so it may be dropped while the device still works on it.
+pub(crate) struct Scratch {
+    context: Arc<Context>,
+    buffer: Option<wgpu::Buffer>,
+}
+
+impl Scratch {
+    pub(crate) fn buffer(&self) -> &wgpu::Buffer {
+        self.buffer.as_ref().expect("present until drop")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take()
+            && !self.context.faults.is_lost()
+        {
+            self.context.pool.lock().unwrap_or_else(PoisonError::into_inner).put(buffer);
+        }
+    }
+}
+
+struct Pool {
+    free: HashMap<(u64, wgpu::BufferUsages), Vec<wgpu::Buffer>>,
+    bytes: u64,
+    capacity: u64,
+}
+
+impl Pool {
+    fn take(&mut self, size: u64, usage: wgpu::BufferUsages) -> Option<wgpu::Buffer> {
+        let buffer = self.free.get_mut(&(size, usage))?.pop()?;
+        self.bytes -= size;
+        Some(buffer)
+    }
+
+    /// Keeps the buffer; when the pool would outgrow the budget, everything in it is freed first.
+    fn put(&mut self, buffer: wgpu::Buffer) {
+        let size = buffer.size();
+        if self.bytes + size > self.capacity {
+            self.free.clear();
+            self.bytes = 0;
+        }
+        if size <= self.capacity {
+            self.bytes += size;
+            self.free.entry((size, buffer.usage())).or_default().push(buffer);
+        }
+    }
+}

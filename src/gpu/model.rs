@@ -1,0 +1,75 @@
+//! A model on the device: packed weights, uploaded once.
+
+use std::sync::Arc;
+
+use super::device::Context;
+use crate::error::{Result, bail};
+use crate::kernels::{LayerLayout, ModelPart};
+use crate::pack::pack_layer;
+use crate::spec::LstmSpec;
+use crate::weights::LstmWeights;
+
+/// The buffers of a loaded model.
+pub(crate) struct GpuLstm {
+    pub(super) context: Arc<Context>,
+    pub(super) spec: LstmSpec,
+    /// Per layer, by [`ModelPart`]; `None` for a part that the layer does not have.
+    buffers: Vec<[Option<wgpu::Buffer>; 4]>,
+}
+
+impl GpuLstm {
+    /// Packs and uploads the weights.
+    pub(crate) async fn load(context: &Arc<Context>, weights: &LstmWeights) -> Result<Self> {
+        let spec = weights.spec().clone();
+        let layers = spec.layers();
+        let limit = context.limits.binding_bytes.min(context.limits.buffer_bytes);
+        for l in 0..layers.len() {
+            let layout = LayerLayout::new(layers, l);
+            for part in ModelPart::ALL {
+                let size = layout.size_bytes(part);
+                if size > limit {
+                    bail!(
+                        DeviceLimit,
+                        "max_storage_buffer_binding_size: {} of layer {l} needs {size} bytes, the device has {limit}; \
+                         the CPU backend or a device with larger bindings would help",
+                        part.name()
+                    );
+                }
+            }
+        }
+        let mut cells = weights.cells();
+        let mut buffers = Vec::with_capacity(layers.len());
+        for (l, layer) in layers.iter().enumerate() {
+            let layout = LayerLayout::new(layers, l);
+            let (of_layer, rest) = cells.split_at(layer.num_directions());
+            cells = rest;
+            let packed = pack_layer(&layout, of_layer);
+            let uploaded = context
+                .guarded("uploading weights", || {
+                    ModelPart::ALL.map(|part| {
+                        let content = packed.part(part);
+                        (!content.is_empty()).then(|| {
+                            let buffer = context.device.create_buffer(&wgpu::BufferDescriptor {
+                                label: Some(&format!("lstm.{}.l{l}", part.name())),
+                                size: layout.size_bytes(part),
+                                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                                mapped_at_creation: false,
+                            });
+                            context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(content));
+                            buffer
+                        })
+                    })
+                })
+                .await?;
+            buffers.push(uploaded);
+        }
+        // Writes are staged until a submit; without one the copies of all weights would wait for the first run.
+        context.guarded("uploading weights", || context.queue.submit([])).await?;
+        Ok(Self { context: context.clone(), spec, buffers })
+    }
+
+    pub(super) fn buffer(&self, layer: usize, part: ModelPart) -> &wgpu::Buffer {
+        let index = ModelPart::ALL.iter().position(|&p| p == part).expect("ALL lists every part");
+        self.buffers[layer][index].as_ref().expect("the plan binds only parts that the layer has")
+    }
+}

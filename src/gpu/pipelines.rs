@@ -1,0 +1,102 @@
+//! Pipelines: one per kernel variant, compiled when a plan first needs it and kept for the device's life.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::device::Context;
+use crate::error::Result;
+use crate::kernels::{BindingKind, Kernel, KernelId};
+
+/// The layouts of every kernel and the pipelines made so far.
+pub(crate) struct Pipelines {
+    layouts: HashMap<Kernel, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    made: Mutex<HashMap<KernelId, wgpu::ComputePipeline>>,
+}
+
+impl Pipelines {
+    pub(crate) fn new(device: &wgpu::Device) -> Self {
+        let layouts = Kernel::ALL.into_iter().map(|kernel| (kernel, layouts(device, kernel))).collect();
+        Self { layouts, made: Mutex::new(HashMap::new()) }
+    }
+
+    pub(crate) fn bind_group_layout(&self, kernel: Kernel) -> &wgpu::BindGroupLayout {
+        &self.layouts[&kernel].0
+    }
+
+    /// The pipeline of `id`, if it was made.
+    pub(crate) fn get(&self, id: KernelId) -> Option<wgpu::ComputePipeline> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The number of pipelines made.
+    pub(crate) fn len(&self) -> usize {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Context {
+    /// The pipeline of `id`, compiled if need be. Two threads may both compile it; one result is kept.
+    pub(crate) async fn pipeline(&self, id: KernelId) -> Result<wgpu::ComputePipeline> {
+        if let Some(pipeline) = self.pipelines.get(id) {
+            return Ok(pipeline);
+        }
+        let label = id.label();
+        let pipeline = self
+            .guarded(&label, || {
+                let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                    label: Some(&label),
+                    source: wgpu::ShaderSource::Wgsl(id.source().into()),
+                });
+                self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: Some(&label),
+                    layout: Some(&self.pipelines.layouts[&id.kernel].1),
+                    module: &module,
+                    entry_point: Some(id.kernel.entry_point()),
+                    compilation_options: wgpu::PipelineCompilationOptions {
+                        constants: &id.constants(),
+                        // Every kernel writes workgroup memory before it reads it.
+                        zero_initialize_workgroup_memory: false,
+                    },
+                    cache: None,
+                })
+            })
+            .await?;
+        let mut made = self.pipelines.made.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(made.entry(id).or_insert(pipeline).clone())
+    }
+}
+
+fn layouts(device: &wgpu::Device, kernel: Kernel) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+    let label = format!("lstm.{}", kernel.name());
+    let entries: Vec<_> = kernel
+        .bindings()
+        .iter()
+        .enumerate()
+        .map(|(binding, b)| {
+            let (ty, has_dynamic_offset, size) = match b.kind {
+                BindingKind::DynamicUniform { size_bytes } => (wgpu::BufferBindingType::Uniform, true, size_bytes),
+                BindingKind::Uniform { size_bytes } => (wgpu::BufferBindingType::Uniform, false, size_bytes),
+                BindingKind::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false, 0),
+                BindingKind::ReadWrite => (wgpu::BufferBindingType::Storage { read_only: false }, false, 0),
+            };
+            wgpu::BindGroupLayoutEntry {
+                binding: binding as u32,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty,
+                    has_dynamic_offset,
+                    min_binding_size: std::num::NonZeroU64::new(size.into()),
+                },
+                count: None,
+            }
+        })
+        .collect();
+    let group = device
+        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+    let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(&label),
+        bind_group_layouts: &[Some(&group)],
+        immediate_size: 0,
+    });
+    (group, pipeline)
+}

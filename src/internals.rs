@@ -1,0 +1,66 @@
+//! Hidden re-exports for the tests, examples and benches of this package; no stability is promised.
+
+#![allow(missing_docs, reason = "documented where they are defined")]
+
+#[cfg(feature = "gpu")]
+pub use gpu_internals::*;
+
+#[cfg(feature = "gpu")]
+mod gpu_internals {
+    pub use crate::kernels::params;
+    pub use crate::kernels::{
+        Binding, BindingKind, GATES, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NONE, ROW_ALIGN, ROW_TILES,
+        SEGMENT, padded,
+    };
+    pub use crate::pack::{PackedLayer, pack_layer, unpack_layer};
+    pub use crate::plan::{
+        BufferId, BufferRange, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, ScratchBuffer, Submit,
+        TileOverride, Upload,
+    };
+    pub use wgpu;
+
+    use crate::error::Result;
+    use crate::gpu::{DeviceRows, Waiting};
+    use crate::{BatchOutput, Engine, Lstm, SequenceBatch};
+
+    /// Fills scratch buffers with `value` before each run.
+    pub fn set_poison(engine: &Engine, value: Option<f32>) {
+        if let Some(context) = engine.context() {
+            context.set_poison(value);
+        }
+    }
+
+    /// The device and queue of an engine on the GPU path.
+    pub fn device(engine: &Engine) -> Option<(wgpu::Device, wgpu::Queue)> {
+        engine.context().map(|c| (c.device.clone(), c.queue.clone()))
+    }
+
+    /// The number of pipelines that the engine has compiled.
+    pub fn num_pipelines(engine: &Engine) -> usize {
+        engine.context().map_or(0, |c| c.pipelines.len())
+    }
+
+    /// Bytes of idle scratch buffers.
+    pub fn pooled_bytes(engine: &Engine) -> u64 {
+        engine.context().map_or(0, |c| c.pooled_bytes())
+    }
+
+    /// Runs a batch with tiles fixed and rows in buffers of the caller. `None` if the model is not on a GPU.
+    pub fn run_with(
+        lstm: &Lstm,
+        batch: &SequenceBatch<'_>,
+        tiles: TileOverride,
+        input: Option<&wgpu::Buffer>,
+        output: Option<&wgpu::Buffer>,
+    ) -> Option<Result<BatchOutput>> {
+        let model = lstm.gpu()?;
+        Some(batch.validate(lstm.spec()).and_then(|()| {
+            pollster::block_on(model.run(batch, DeviceRows { input, output }, tiles, Waiting::Blocking, &|_| ()))
+        }))
+    }
+
+    /// The plan of a batch on the model's device.
+    pub fn plan(lstm: &Lstm, batch: &SequenceBatch<'_>) -> Option<Result<Plan>> {
+        Some(lstm.gpu()?.plan(batch, &DeviceRows::default(), TileOverride::default()))
+    }
+}

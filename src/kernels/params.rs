@@ -1,0 +1,79 @@
+//! The structs that uniforms are filled from: members, order and offsets are those of the WGSL structs, which
+//! the contract test compares by reflection.
+
+#![allow(missing_docs, reason = "the members are documented where the kernels read them, in shaders/")]
+
+use bytemuck::{Pod, Zeroable};
+
+/// `Params` of `shaders/input_projection.wgsl`; lengths in vec4.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct InputParams {
+    pub rows: u32,
+    pub hidden_size: u32,
+    pub x0_first: u32,
+    pub x0_k4: u32,
+    pub x1_first: u32,
+    pub x1_k4: u32,
+    pub gates_first: u32,
+    pub x0_stride: u32,
+    pub x1_stride: u32,
+}
+
+/// `DirectionStep` of `shaders/lib/step.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct DirectionStep {
+    pub gates_first: u32,
+    pub num_active: u32,
+    pub y_row: u32,
+    pub final_from: u32,
+    pub last_from: u32,
+    pub padding_0: u32,
+    pub padding_1: u32,
+    pub padding_2: u32,
+}
+
+/// `Step` of `shaders/lib/step.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Step {
+    pub hidden_size: u32,
+    pub hidden_stride: u32,
+    pub h_stride: u32,
+    pub batch_size: u32,
+    pub y_stride: u32,
+    pub y_h: u32,
+    pub y_c: u32,
+    pub state_h_n: u32,
+    pub state_last: u32,
+    pub padding_0: u32,
+    pub padding_1: u32,
+    pub padding_2: u32,
+    pub directions: [DirectionStep; 2],
+}
+
+/// `Params` of `shaders/copy_rows.wgsl`; lengths in f32.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct CopyParams {
+    pub rows: u32,
+    pub width: u32,
+    pub dst_width: u32,
+    pub scatter: u32,
+    pub src_first: u32,
+    pub src_stride: u32,
+    pub dst_first: u32,
+    pub dst_stride: u32,
+    pub first_row: u32,
+}
+
+/// `Params` of `shaders/self_test.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct SelfTestParams {
+    pub num_probes: u32,
+    pub long_loop: u32,
+    pub outer_loop: u32,
+    pub inner_loop: u32,
+}

@@ -1,0 +1,125 @@
+//! Sequences and states: the caller's axis order → packed rows by rank, and back.
+
+use std::ops::Range;
+
+use crate::batch::{Layout, SequenceBatch};
+use crate::kernels::padded;
+use crate::plan::Schedule;
+
+/// The packed rows `rows` of the input, [rows, stride], columns past I zero.
+pub fn pack_input_rows(batch: &SequenceBatch<'_>, schedule: &Schedule, rows: Range<usize>, stride: usize) -> Vec<f32> {
+    let first = rows.start;
+    let mut packed = vec![0.0; rows.len() * stride];
+    for (row, t, b) in schedule.walk(rows) {
+        packed[(row - first) * stride..][..batch.input_size()].copy_from_slice(batch.input_row(t, b));
+    }
+    packed
+}
+
+/// For each of the packed rows `rows`, its row in an array of the caller's layout.
+pub fn row_table(schedule: &Schedule, rows: Range<usize>, layout: Layout, seq_len: usize) -> Vec<u32> {
+    schedule.walk(rows).map(|(_, t, b)| layout.row(t, b, seq_len, schedule.batch_size()) as u32).collect()
+}
+
+/// Columns `column..column + width` of packed rows `rows` of one direction → their places in an array of the
+/// caller's layout with `features` columns, from column `first_feature` on. The inverse of packing.
+#[allow(clippy::too_many_arguments, reason = "two strided arrays")]
+pub fn scatter_plane(
+    plane: &[f32],
+    stride: usize,
+    column: usize,
+    width: usize,
+    schedule: &Schedule,
+    rows: Range<usize>,
+    place: impl Fn(usize, usize) -> usize,
+    out: &mut [f32],
+) {
+    let first = rows.start;
+    for (row, t, b) in schedule.walk(rows) {
+        out[place(t, b)..][..width].copy_from_slice(&plane[(row - first) * stride + column..][..width]);
+    }
+}
+
+/// States of one layer, [D, B, width] by sequence → [D, B by rank, padded width]; `None` is zero.
+pub fn pack_state(state: Option<&[f32]>, schedule: &Schedule, directions: usize, width: usize) -> Vec<f32> {
+    let batch = schedule.batch_size();
+    let stride = padded(width);
+    let mut packed = vec![0.0; directions * batch * stride];
+    if let Some(state) = state {
+        for d in 0..directions {
+            for (rank, &b) in schedule.order().iter().enumerate() {
+                packed[(d * batch + rank) * stride..][..width]
+                    .copy_from_slice(&state[(d * batch + b) * width..][..width]);
+            }
+        }
+    }
+    packed
+}
+
+/// The inverse of [`pack_state`].
+pub fn unpack_state(packed: &[f32], schedule: &Schedule, directions: usize, width: usize) -> Vec<f32> {
+    let batch = schedule.batch_size();
+    let stride = padded(width);
+    let mut state = vec![0.0; directions * batch * width];
+    for d in 0..directions {
+        for (rank, &b) in schedule.order().iter().enumerate() {
+            state[(d * batch + b) * width..][..width].copy_from_slice(&packed[(d * batch + rank) * stride..][..width]);
+        }
+    }
+    state
+}
+
+/// The whole state buffer of a layer: c, then h_n, then zeros up to `len`.
+pub fn pack_state_buffer(c: &[f32], h: &[f32], len: usize) -> Vec<f32> {
+    let mut buffer = Vec::with_capacity(len);
+    buffer.extend_from_slice(c);
+    buffer.extend_from_slice(h);
+    buffer.resize(len, 0.0);
+    buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scattering_inverts_packing_in_both_layouts() {
+        let lengths = [2, 0, 4, 1];
+        let (seq_len, batch_size, width) = (5, 4, 3);
+        let x: Vec<f32> = (1..=seq_len * batch_size * width).map(|n| n as f32).collect();
+        for layout in [Layout::TimeMajor, Layout::BatchMajor] {
+            let shape = layout.shape(seq_len, batch_size, width);
+            let batch = SequenceBatch::new(&x, shape, layout).unwrap().lengths(&lengths).unwrap();
+            let schedule = Schedule::new(&lengths);
+            let mut back = vec![0.0; x.len()];
+            // In two chunks, as a long batch is.
+            for steps in [0..2, 2..4] {
+                let rows = schedule.rows(steps);
+                let packed = pack_input_rows(&batch, &schedule, rows.clone(), 4);
+                assert!(packed.chunks_exact(4).all(|row| row[3] == 0.0));
+                let place = |t, b| layout.row(t, b, seq_len, batch_size) * width;
+                let table = row_table(&schedule, rows.clone(), layout, seq_len);
+                let places: Vec<_> = schedule.walk(rows.clone()).map(|(_, t, b)| place(t, b) / width).collect();
+                assert_eq!(table.iter().map(|&r| r as usize).collect::<Vec<_>>(), places);
+                scatter_plane(&packed, 4, 0, width, &schedule, rows, place, &mut back);
+            }
+            for b in 0..batch_size {
+                for t in 0..seq_len {
+                    let at = layout.row(t, b, seq_len, batch_size) * width;
+                    let expected: &[f32] = if t < lengths[b] { &x[at..at + width] } else { &[0.0; 3] };
+                    assert_eq!(&back[at..at + width], expected, "{layout:?} b {b} t {t}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn unpacking_a_state_inverts_packing() {
+        let schedule = Schedule::new(&[1, 3, 2]);
+        let state: Vec<f32> = (0..2 * 3 * 5).map(|n| n as f32).collect();
+        let packed = pack_state(Some(&state), &schedule, 2, 5);
+        assert_eq!(packed.len(), 2 * 3 * 8);
+        assert_eq!(packed[..5], state[5..10], "rank 0 is the longest sequence");
+        assert_eq!(unpack_state(&packed, &schedule, 2, 5), state);
+    }
+}

@@ -1,0 +1,1055 @@
+//! Stage 4, plan: spec + batch shape + limits → buffers and dispatches, as plain data.
+//!
+//! In:  [`PlanRequest`].
+//! Out: [`Plan`]: the scratch buffers, and for every submit its uploads, dispatches and reads.
+//! Afterwards recording is a loop over the plan: no size is computed and no layout is chosen any more.
+//! Not here: wgpu types, weight values, sequence values.
+//!
+//! Consecutive forward layers form a group that a chunk of timesteps passes through before the next chunk
+//! starts; a layer with a reverse direction is a group of its own, whose forward chunk k runs together with its
+//! reverse chunk n − 1 − k. The sequence between two groups lies on the device as a whole, inside a group only
+//! a chunk of it does.
+
+mod schedule;
+pub mod tiles;
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::ops::Range;
+
+use crate::batch::{Layout, Outputs, SequenceOutput};
+use crate::error::{Result, bail};
+use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step};
+use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
+use crate::spec::{LayerSpec, LstmSpec};
+pub use schedule::Schedule;
+pub use tiles::TileOverride;
+
+const F32: u64 = 4;
+const VEC4: u64 = 16;
+/// Gates of a chunk are kept to about this size: large enough to fill any device, small enough to stay near
+/// its caches.
+const GATES_TARGET_BYTES: u64 = 64 << 20;
+/// The most timesteps of one submit, so that encoding the next overlaps the run of this one.
+const MAX_STEPS_PER_CHUNK: usize = 512;
+
+/// What the plan must stay within; read from the adapter and the options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanLimits {
+    /// `max_storage_buffer_binding_size`
+    pub binding_bytes: u64,
+    /// `max_buffer_size`
+    pub buffer_bytes: u64,
+    /// `max_compute_workgroups_per_dimension`
+    pub workgroups: u32,
+    /// `min_uniform_buffer_offset_alignment`
+    pub uniform_alignment: u32,
+    /// For all scratch buffers of one run together.
+    pub budget_bytes: u64,
+    /// The most loop trips of an invocation that the driver completes; `None` if none was found.
+    pub loop_trips: Option<u32>,
+}
+
+/// Where the rows of input or output lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowsAt {
+    /// On the host; packed and unpacked there.
+    Host,
+    /// In a buffer of the caller on the device, dense, in the batch's layout.
+    Device,
+}
+
+/// What is to be planned.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanRequest<'a> {
+    /// The model.
+    pub spec: &'a LstmSpec,
+    /// The lengths, [B]; at least one is not 0.
+    pub lengths: &'a [usize],
+    /// T of the arrays.
+    pub seq_len: usize,
+    /// Axis order of the arrays.
+    pub layout: Layout,
+    /// What is to be returned.
+    pub outputs: Outputs,
+    /// Whether an initial h or c is given.
+    pub initial_state: bool,
+    /// Where the input lies.
+    pub input: RowsAt,
+    /// Where the output rows go (`Outputs::sequence` = All); states and last rows always go to the host.
+    pub output: RowsAt,
+    /// Limits.
+    pub limits: PlanLimits,
+    /// Tiles fixed by a test.
+    pub tiles: TileOverride,
+}
+
+/// A buffer that the plan refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BufferId {
+    /// A part of the loaded model.
+    Model {
+        /// Layer index.
+        layer: usize,
+        /// Which part.
+        part: ModelPart,
+    },
+    /// An index into [`Plan::scratch`].
+    Scratch(usize),
+    /// A few unused bytes, for bindings that a variant does not need.
+    Dummy,
+    /// The caller's input on the device.
+    CallerInput,
+    /// The caller's output on the device.
+    CallerOutput,
+}
+
+/// A range of a buffer; `size_bytes` 0 means to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BufferRange {
+    /// The buffer.
+    pub buffer: BufferId,
+    /// First byte.
+    pub offset_bytes: u64,
+    /// Bytes; 0 for the rest.
+    pub size_bytes: u64,
+}
+
+impl From<BufferId> for BufferRange {
+    fn from(buffer: BufferId) -> Self {
+        Self { buffer, offset_bytes: 0, size_bytes: 0 }
+    }
+}
+
+/// A scratch buffer of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScratchBuffer {
+    /// Its label, after `lstm.`.
+    pub label: String,
+    /// Bytes, a multiple of 16.
+    pub size_bytes: u64,
+    /// Whether it holds uniforms instead of storage.
+    pub uniform: bool,
+}
+
+/// The bindings of a dispatch; shared by all dispatches that bind the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BindGroup {
+    /// The kernel, for the layout.
+    pub kernel: Kernel,
+    /// One range per binding.
+    pub ranges: Vec<BufferRange>,
+}
+
+/// One launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dispatch {
+    /// The pipeline.
+    pub kernel: KernelId,
+    /// An index into [`Plan::bind_groups`].
+    pub bind_group: usize,
+    /// Dynamic offset of the uniform.
+    pub uniform_bytes: u32,
+    /// Workgroups in x, y, z.
+    pub workgroups: [u32; 3],
+}
+
+/// What is written before a submit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upload {
+    /// Uniforms of the submit's dispatches.
+    Uniforms {
+        /// Destination.
+        buffer: BufferId,
+        /// Content.
+        bytes: Vec<u8>,
+    },
+    /// Packed rows of the input, from the host.
+    InputRows {
+        /// Destination, from its start.
+        buffer: BufferId,
+        /// Packed rows.
+        rows: Range<usize>,
+        /// Row length in f32; columns past the input size are zero.
+        stride: usize,
+    },
+    /// For packed rows of the chunk, their rows in the caller's layout.
+    RowTable {
+        /// Destination, u32 each.
+        buffer: BufferId,
+        /// Packed rows.
+        rows: Range<usize>,
+    },
+    /// Initial states of one layer: both h buffers, and the whole state buffer (c, h_n, and zeros).
+    InitialState {
+        /// Layer index.
+        layer: usize,
+        /// The two h buffers, [D, B, h_stride].
+        h: [BufferId; 2],
+        /// The state buffer.
+        state: BufferId,
+    },
+    /// Zero a buffer.
+    Clear {
+        /// The buffer.
+        buffer: BufferId,
+    },
+}
+
+/// What a range that is read back contains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Rows of one direction of the last layer: h at `h_column` and c at `c_column` of each row, where present.
+    Rows {
+        /// 0 or 1.
+        direction: usize,
+        /// Packed rows.
+        rows: Range<usize>,
+    },
+    /// Final cell states of a layer, [D, B by rank, hidden_stride].
+    CellN {
+        /// Layer index.
+        layer: usize,
+    },
+    /// Final hidden states of a layer, [D, B by rank, h_stride].
+    HiddenN {
+        /// Layer index.
+        layer: usize,
+    },
+    /// Last valid rows of the last layer, [D, B by rank, h_stride].
+    Last,
+}
+
+/// A range that is read back after a submit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// What it is.
+    pub content: Content,
+    /// Where it lies on the device.
+    pub range: BufferRange,
+    /// Where it goes in the submit's staging buffer.
+    pub staging_bytes: u64,
+}
+
+/// One submit: uploads, then one compute pass, then copies to a staging buffer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Submit {
+    /// In order, before the pass.
+    pub uploads: Vec<Upload>,
+    /// In order.
+    pub dispatches: Vec<Dispatch>,
+    /// After the pass.
+    pub reads: Vec<Read>,
+    /// Size of the staging buffer.
+    pub staging_bytes: u64,
+}
+
+/// Row layout of the last layer's stored sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowLayout {
+    /// f32 per row; 0 if no rows are stored.
+    pub stride: usize,
+    /// Where h starts in a row, if stored.
+    pub h_column: Option<usize>,
+    /// Where c starts in a row, if stored.
+    pub c_column: Option<usize>,
+}
+
+impl RowLayout {
+    /// A row with the parts that are wanted, h first.
+    fn new(layer: &LayerSpec, h: bool, c: bool) -> Self {
+        let h_width = if h { padded(layer.h_size()) } else { 0 };
+        let c_width = if c { padded(layer.hidden_size) } else { 0 };
+        Self { stride: h_width + c_width, h_column: h.then_some(0), c_column: c.then_some(h_width) }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Order of sequences and rows.
+    pub schedule: Schedule,
+    /// Buffers that live for the run.
+    pub scratch: Vec<ScratchBuffer>,
+    /// Distinct bindings.
+    pub bind_groups: Vec<BindGroup>,
+    /// Submits, in order.
+    pub submits: Vec<Submit>,
+    /// Row layout of what the last layer stores.
+    pub rows: RowLayout,
+}
+
+impl Plan {
+    /// Makes the plan.
+    ///
+    /// # Errors
+    /// [`DeviceLimit`](crate::ErrorKind::DeviceLimit) if the batch does not fit the adapter's limits or the
+    /// budget even in the smallest chunks; the message names the limit and the largest batch or what would help.
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if a sum needs more loop trips than the driver completes.
+    pub fn new(request: &PlanRequest<'_>) -> Result<Plan> {
+        Planner::new(request)?.run()
+    }
+
+    /// Bytes of all scratch buffers.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch.iter().map(|b| b.size_bytes).sum()
+    }
+
+    /// Kernel variants that the plan uses, sorted, each once.
+    pub fn kernels(&self) -> Vec<KernelId> {
+        let mut ids: Vec<_> = self.submits.iter().flat_map(|s| s.dispatches.iter().map(|d| d.kernel)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// The plan as text: one line per buffer, upload, run of equal dispatches and read.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        self.write(&mut text).expect("writing to a String cannot fail");
+        text
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let s = &self.schedule;
+        writeln!(out, "batch {} steps {} rows {}", s.batch_size(), s.num_steps(), s.num_rows())?;
+        for (i, b) in self.scratch.iter().enumerate() {
+            let kind = if b.uniform { "uniform" } else { "storage" };
+            writeln!(out, "scratch {i}: {} {} B {kind}", b.label, b.size_bytes)?;
+        }
+        for (i, submit) in self.submits.iter().enumerate() {
+            writeln!(out, "submit {i}")?;
+            for upload in &submit.uploads {
+                match upload {
+                    Upload::Uniforms { buffer, bytes } => writeln!(out, "  upload uniforms {} B to {buffer:?}", bytes.len())?,
+                    other => writeln!(out, "  upload {other:?}")?,
+                }
+            }
+            let mut at = 0;
+            while at < submit.dispatches.len() {
+                let first = submit.dispatches[at];
+                let same = submit.dispatches[at..]
+                    .iter()
+                    .take_while(|d| d.kernel == first.kernel && d.workgroups == first.workgroups)
+                    .count();
+                writeln!(out, "  {} {:?} × {same}", first.kernel.name(), first.workgroups)?;
+                at += same;
+            }
+            for read in &submit.reads {
+                writeln!(out, "  read {:?} {} B at {}", read.content, read.range.size_bytes, read.staging_bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the rows that enter a layer lie.
+#[derive(Debug, Clone, Copy)]
+struct RowSource {
+    /// One plane per direction of the layer before; the second is absent for one direction.
+    planes: [Option<BufferId>; 2],
+    /// Width of a row of a plane in vec4.
+    k4: usize,
+    /// Whether the planes hold all rows (else the rows of the chunk).
+    whole: bool,
+}
+
+/// The buffers of one layer that live through the run.
+#[derive(Debug, Clone, Copy)]
+struct LayerBuffers {
+    h: [BufferId; 2],
+    state: BufferId,
+    /// With projection: the input of `projection_step`.
+    m: Option<BufferId>,
+    state_h_n: usize,
+    state_last: Option<usize>,
+}
+
+struct Group {
+    layers: Range<usize>,
+    reverse: &'static [bool],
+}
+
+struct Planner<'a> {
+    request: &'a PlanRequest<'a>,
+    layers: &'a [LayerSpec],
+    schedule: Schedule,
+    scratch: Vec<ScratchBuffer>,
+    bind_groups: Vec<BindGroup>,
+    bind_group_index: HashMap<BindGroup, usize>,
+    submits: Vec<Submit>,
+    rows: RowLayout,
+}
+
+impl<'a> Planner<'a> {
+    fn new(request: &'a PlanRequest<'a>) -> Result<Self> {
+        let layers = request.spec.layers();
+        let schedule = Schedule::new(request.lengths);
+        debug_assert!(schedule.num_rows() > 0, "empty batches never reach the plan");
+        let all = request.outputs.sequence == SequenceOutput::All;
+        let rows = RowLayout::new(request.spec.last_layer(), all, request.outputs.cells);
+        Ok(Self {
+            request,
+            layers,
+            schedule,
+            scratch: Vec::new(),
+            bind_groups: Vec::new(),
+            bind_group_index: HashMap::new(),
+            submits: Vec::new(),
+            rows,
+        })
+    }
+
+    fn run(mut self) -> Result<Plan> {
+        let buffers = self.allocate_states()?;
+        let mut source = None;
+        for group in self.groups() {
+            source = Some(self.plan_group(&group, source, &buffers)?);
+        }
+        self.read_states(&buffers);
+        Ok(Plan {
+            schedule: self.schedule,
+            scratch: self.scratch,
+            bind_groups: self.bind_groups,
+            submits: self.submits,
+            rows: self.rows,
+        })
+    }
+
+    /// Runs of forward layers, and each layer with a reverse direction by itself.
+    fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for (l, layer) in self.layers.iter().enumerate() {
+            let reverse = layer.direction.is_reverse();
+            match groups.last_mut() {
+                Some(last) if last.reverse == [false] && reverse == [false] => last.layers.end = l + 1,
+                _ => groups.push(Group { layers: l..l + 1, reverse }),
+            }
+        }
+        groups
+    }
+
+    fn allocate(&mut self, label: String, size_bytes: u64, uniform: bool) -> Result<BufferId> {
+        let size_bytes = size_bytes.next_multiple_of(VEC4).max(VEC4);
+        let limit = if uniform {
+            self.request.limits.buffer_bytes
+        } else {
+            self.request.limits.buffer_bytes.min(self.request.limits.binding_bytes)
+        };
+        if size_bytes > limit {
+            let name = if limit == self.request.limits.buffer_bytes {
+                "max_buffer_size"
+            } else {
+                "max_storage_buffer_binding_size"
+            };
+            let batch = self.schedule.batch_size() as u64;
+            bail!(
+                DeviceLimit,
+                "{name}: {label} needs {size_bytes} bytes for batch_size {batch}, {} steps; the device has {limit}; \
+                 a batch of about {} such sequences fits",
+                self.schedule.num_steps(),
+                limit * batch / size_bytes
+            );
+        }
+        self.scratch.push(ScratchBuffer { label, size_bytes, uniform });
+        Ok(BufferId::Scratch(self.scratch.len() - 1))
+    }
+
+    fn budget_left(&self) -> u64 {
+        let used: u64 = self.scratch.iter().map(|b| b.size_bytes).sum();
+        self.request.limits.budget_bytes.saturating_sub(used)
+    }
+
+    /// State buffers of every layer, with their initial content in the first submit.
+    fn allocate_states(&mut self) -> Result<Vec<LayerBuffers>> {
+        let batch = self.schedule.batch_size();
+        let mut first = Submit::default();
+        let mut buffers = Vec::with_capacity(self.layers.len());
+        for (l, layer) in self.layers.iter().enumerate() {
+            let rows = layer.num_directions() * batch;
+            let (h_width, c_width) = (padded(layer.h_size()), padded(layer.hidden_size));
+            let last = self.request.outputs.sequence == SequenceOutput::Last && l + 1 == self.layers.len();
+            let state_h_n = rows * c_width;
+            let state_last = last.then_some(state_h_n + rows * h_width);
+            let state_len = state_h_n + rows * h_width * if last { 2 } else { 1 };
+            let bytes = |len: usize| len as u64 * F32;
+            let h = [
+                self.allocate(format!("h_a.l{l}"), bytes(rows * h_width), false)?,
+                self.allocate(format!("h_b.l{l}"), bytes(rows * h_width), false)?,
+            ];
+            let state = self.allocate(format!("state.l{l}"), bytes(state_len), false)?;
+            let m = match layer.projection_size {
+                Some(_) => Some(self.allocate(format!("m.l{l}"), bytes(rows * c_width), false)?),
+                None => None,
+            };
+            // Either way `last` starts as zero: nothing else writes it for a sequence of length 0.
+            if self.request.initial_state {
+                first.uploads.push(Upload::InitialState { layer: l, h, state });
+            } else {
+                first.uploads.extend([h[0], h[1], state].map(|buffer| Upload::Clear { buffer }));
+            }
+            buffers.push(LayerBuffers { h, state, m, state_h_n, state_last });
+        }
+        self.submits.push(first);
+        Ok(buffers)
+    }
+
+    /// Plans all chunks of a group; returns where its output lies.
+    fn plan_group(
+        &mut self,
+        group: &Group,
+        source: Option<RowSource>,
+        buffers: &[LayerBuffers],
+    ) -> Result<RowSource> {
+        let limits = self.request.limits;
+        let whole = group.reverse != [false];
+        let total_rows = self.schedule.num_rows();
+        let last_layer = self.layers.len() - 1;
+        let is_last = group.layers.end == self.layers.len();
+
+        for l in group.layers.clone() {
+            self.check_loops(l)?;
+        }
+
+        // The sequence that enters and leaves the group: as a whole, or a chunk at a time.
+        let mut input_chunk = None;
+        let input = match source {
+            Some(source) => source,
+            None => {
+                let k4 = padded(self.layers[0].input_size) / 4;
+                let row_bytes = k4 as u64 * VEC4;
+                let buffer = if whole {
+                    Some(self.allocate("x".into(), total_rows as u64 * row_bytes, false)?)
+                } else {
+                    input_chunk = Some(row_bytes);
+                    None
+                };
+                RowSource { planes: [buffer, None], k4, whole }
+            }
+        };
+        let (layers, last_rows) = (self.layers, self.rows);
+        let out_layout = |l: usize| {
+            if l == last_layer { last_rows } else { RowLayout::new(&layers[l], true, false) }
+        };
+        let out_stride = out_layout(group.layers.end - 1).stride;
+        // A forward group that another group follows leaves its whole output.
+        let out_whole = whole || !is_last;
+        let mut out_planes = [None, None];
+        if out_whole && out_stride > 0 {
+            for (d, plane) in out_planes.iter_mut().enumerate().take(group.reverse.len()) {
+                let label = format!("y{d}.l{}", group.layers.end - 1);
+                *plane = Some(self.allocate(label, total_rows as u64 * out_stride as u64 * F32, false)?);
+            }
+        }
+
+        // Bytes that one row of a chunk costs, and the widest of its bindings.
+        let directions = group.reverse.len() as u64;
+        let gates_row = group.layers.clone().map(|l| directions * self.layers[l].hidden_size as u64 * VEC4).max();
+        let gates_row = gates_row.expect("a group has a layer");
+        let inner: Vec<usize> = group.layers.clone().filter(|&l| l + 1 < group.layers.end).collect();
+        let mut inner_row = [0u64; 2];
+        for &l in &inner {
+            inner_row[l % 2] = inner_row[l % 2].max(out_layout(l).stride as u64 * F32);
+        }
+        let out_row = if out_whole { 0 } else { out_stride as u64 * F32 };
+        let table_row = if self.uses_table() { F32 } else { 0 };
+        let widest = [gates_row, inner_row[0], inner_row[1], out_row, input_chunk.unwrap_or(0)].into_iter().max();
+        let widest = widest.expect("not empty");
+        let row_bytes = gates_row + inner_row[0] + inner_row[1] + out_row + input_chunk.unwrap_or(0) + table_row;
+
+        let active = self.schedule.active(0) as u64;
+        let by_binding = limits.binding_bytes.min(limits.buffer_bytes) / widest;
+        let by_budget = self.budget_left() / row_bytes;
+        let by_workgroups = u64::from(limits.workgroups) * u64::from(tiles::rows_per_dispatch(self.request.tiles));
+        let hard = by_binding.min(by_budget).min(by_workgroups);
+        if hard < active {
+            let (name, has, row) = if by_binding < active {
+                ("max_storage_buffer_binding_size", limits.binding_bytes, widest)
+            } else if by_budget < active {
+                ("memory budget", self.budget_left(), row_bytes)
+            } else {
+                ("max_compute_workgroups_per_dimension", by_workgroups, 1)
+            };
+            bail!(
+                DeviceLimit,
+                "{name}: one timestep of layer {} of {active} sequences needs {} bytes, {has} are left; the largest \
+                 batch that fits has {hard} sequences{}",
+                group.layers.start,
+                active * row,
+                if name == "memory budget" { "; a larger memory budget would help" } else { "" }
+            );
+        }
+        let capacity = hard.min((GATES_TARGET_BYTES / gates_row).max(active)).min(total_rows as u64) as usize;
+        let chunks = self.cut(group.reverse, capacity);
+        let capacity = chunks
+            .iter()
+            .flat_map(|c| group.reverse.iter().map(|&r| self.direction_rows(c, r).len()))
+            .max()
+            .expect("a batch with a valid row has a chunk");
+
+        let first = group.layers.start;
+        let gates = self.allocate(format!("x_gates.l{first}"), capacity as u64 * gates_row, false)?;
+        let input = match input_chunk {
+            Some(row) => {
+                let buffer = self.allocate("x".into(), capacity as u64 * row, false)?;
+                RowSource { planes: [Some(buffer), None], ..input }
+            }
+            None => input,
+        };
+        let mut inner_buffers = [None, None];
+        for parity in 0..2 {
+            if inner_row[parity] > 0 {
+                let label = format!("y.l{first}.inner{parity}");
+                inner_buffers[parity] = Some(self.allocate(label, capacity as u64 * inner_row[parity], false)?);
+            }
+        }
+        if !out_whole && out_stride > 0 {
+            out_planes[0] = Some(self.allocate(format!("y0.l{last_layer}"), capacity as u64 * out_row, false)?);
+        }
+        let table = match self.uses_table() && (source.is_none() || is_last) {
+            true => Some(self.allocate(format!("row_table.l{first}"), total_rows.max(capacity) as u64 * F32, false)?),
+            false => None,
+        };
+        let longest = chunks.iter().map(|c| c.len()).max().expect("there is a chunk");
+        let per_layer = longest + group.reverse.len();
+        let copies = if table.is_some() { 3 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
+        let records = group.layers.len() * per_layer + copies;
+        let record_bytes = self.record_bytes();
+        let uniforms =
+            self.allocate(format!("uniforms.l{first}"), records as u64 * u64::from(record_bytes), true)?;
+
+        for (k, steps) in chunks.iter().enumerate() {
+            let mut chunk = Chunk {
+                submit: Submit::default(),
+                uniforms,
+                uniform_bytes: Vec::new(),
+                record_bytes,
+                steps: steps.clone(),
+                capacity,
+            };
+            if source.is_none() {
+                self.plan_input(&mut chunk, &input, table, whole, k == 0);
+            }
+            let mut rows_in = input;
+            for l in group.layers.clone() {
+                let layout = out_layout(l);
+                let planes = if l + 1 == group.layers.end { out_planes } else { [inner_buffers[l % 2], None] };
+                let stored = Stored { planes, layout, whole: out_whole && l + 1 == group.layers.end };
+                self.plan_layer(&mut chunk, l, group.reverse, &rows_in, gates, &stored, &buffers[l]);
+                rows_in = RowSource {
+                    planes: stored.planes,
+                    k4: padded(self.layers[l].h_size()) / 4,
+                    whole: stored.whole,
+                };
+            }
+            if is_last {
+                let end = k + 1 == chunks.len();
+                self.plan_output(&mut chunk, out_planes, table, out_whole, end);
+            }
+            self.finish_chunk(chunk);
+        }
+        Ok(RowSource {
+            planes: out_planes,
+            k4: padded(self.layers[group.layers.end - 1].h_size()) / 4,
+            whole: out_whole,
+        })
+    }
+
+    fn uses_table(&self) -> bool {
+        self.request.input == RowsAt::Device || self.request.output == RowsAt::Device
+    }
+
+    /// Bytes from one uniform record to the next.
+    fn record_bytes(&self) -> u32 {
+        let largest = size_of::<Step>().max(size_of::<InputParams>()).max(size_of::<CopyParams>()) as u32;
+        largest.next_multiple_of(self.request.limits.uniform_alignment)
+    }
+
+    fn check_loops(&self, l: usize) -> Result<()> {
+        let layout = LayerLayout::new(self.layers, l);
+        let k4 = layout.longest_sum() / 4;
+        match self.request.limits.loop_trips {
+            Some(limit) if loop_trips(k4) > limit as usize => bail!(
+                Unsupported,
+                "layer {l}: a sum over {} values needs {} loop trips, but the driver ends loops after {limit} \
+                 without an error; a newer driver or another device would help",
+                k4 * 4,
+                loop_trips(k4)
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Cuts the timesteps into chunks of at most `capacity` rows in each direction.
+    fn cut(&self, reverse: &[bool], capacity: usize) -> Vec<Range<usize>> {
+        let steps = self.schedule.num_steps();
+        let mut chunks: Vec<Range<usize>> = Vec::new();
+        let mut start = 0;
+        for s in 0..steps {
+            let next = start..s + 1;
+            let too_long = next.len() > MAX_STEPS_PER_CHUNK
+                || reverse.iter().any(|&r| self.direction_rows(&next, r).len() > capacity);
+            if too_long {
+                chunks.push(start..s);
+                start = s;
+            }
+        }
+        chunks.push(start..steps);
+        chunks
+    }
+
+    /// The timesteps that a direction walks in the chunk of steps `steps`, ascending.
+    fn direction_steps(&self, steps: &Range<usize>, reverse: bool) -> Range<usize> {
+        let n = self.schedule.num_steps();
+        if reverse { n - steps.end..n - steps.start } else { steps.clone() }
+    }
+
+    fn direction_rows(&self, steps: &Range<usize>, reverse: bool) -> Range<usize> {
+        self.schedule.rows(self.direction_steps(steps, reverse))
+    }
+
+    fn bind_group(&mut self, kernel: Kernel, ranges: Vec<BufferRange>) -> usize {
+        debug_assert_eq!(ranges.len(), kernel.bindings().len());
+        let group = BindGroup { kernel, ranges };
+        if let Some(&index) = self.bind_group_index.get(&group) {
+            return index;
+        }
+        self.bind_groups.push(group.clone());
+        self.bind_group_index.insert(group, self.bind_groups.len() - 1);
+        self.bind_groups.len() - 1
+    }
+
+    /// Brings the chunk's input rows to the device, or gathers them there.
+    fn plan_input(&mut self, chunk: &mut Chunk, input: &RowSource, table: Option<BufferId>, whole: bool, first: bool) {
+        if whole && !first {
+            return;
+        }
+        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
+        let buffer = input.planes[0].expect("the input has a plane");
+        let stride = input.k4 * 4;
+        match (self.request.input, table) {
+            (RowsAt::Device, Some(table)) => {
+                chunk.submit.uploads.push(Upload::RowTable { buffer: table, rows: rows.clone() });
+                let width = self.layers[0].input_size as u32;
+                let params = CopyParams {
+                    rows: rows.len() as u32,
+                    width,
+                    dst_width: stride as u32,
+                    scatter: 0,
+                    src_first: 0,
+                    src_stride: width,
+                    dst_first: 0,
+                    dst_stride: stride as u32,
+                    first_row: 0,
+                };
+                self.push_copy(chunk, params, table, BufferId::CallerInput, buffer);
+            }
+            _ => chunk.submit.uploads.push(Upload::InputRows { buffer, rows, stride }),
+        }
+    }
+
+    /// Copies the rows 0..`params.rows` of the table, in as many dispatches as the workgroup limit asks for.
+    fn push_copy(&mut self, chunk: &mut Chunk, params: CopyParams, table: BufferId, src: BufferId, dst: BufferId) {
+        let (rows, columns) = (params.rows as usize, params.dst_width as usize);
+        let kernel = tiles::choose(Kernel::CopyRows, rows, columns, self.request.tiles);
+        let reach = (self.request.limits.workgroups as usize).saturating_mul(kernel.rows_per_workgroup() as usize);
+        for first_row in (0..rows).step_by(reach) {
+            let end = rows.min(first_row + reach);
+            let params = CopyParams { rows: end as u32, first_row: first_row as u32, ..params };
+            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+            let ranges = vec![chunk.uniform_range(size_of::<CopyParams>()), table.into(), src.into(), dst.into()];
+            let bind_group = self.bind_group(Kernel::CopyRows, ranges);
+            let workgroups = [
+                params.dst_width.div_ceil(kernel.lanes),
+                ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
+                1,
+            ];
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        }
+    }
+
+    /// One layer of one chunk: the input projection of each direction, then the steps.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a layer, named at the only call")]
+    fn plan_layer(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        reverse: &[bool],
+        input: &RowSource,
+        gates: BufferId,
+        stored: &Stored,
+        buffers: &LayerBuffers,
+    ) {
+        let layer = self.layers[l];
+        for (d, &r) in reverse.iter().enumerate() {
+            let rows = self.direction_rows(&chunk.steps, r);
+            let input_row = if input.whole { rows.start } else { 0 };
+            let k4 = input.k4 as u32;
+            let params = InputParams {
+                rows: rows.len() as u32,
+                hidden_size: layer.hidden_size as u32,
+                x0_first: (input_row * input.k4) as u32,
+                x0_k4: k4,
+                x1_first: (input_row * input.k4) as u32,
+                x1_k4: if input.planes[1].is_some() { k4 } else { 0 },
+                gates_first: (d * chunk.capacity * layer.hidden_size) as u32,
+                x0_stride: k4,
+                x1_stride: k4,
+            };
+            let layout = LayerLayout::new(self.layers, l);
+            let model = |part, bytes: Range<u64>| BufferRange {
+                buffer: BufferId::Model { layer: l, part },
+                offset_bytes: bytes.start,
+                size_bytes: bytes.end - bytes.start,
+            };
+            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+            let x0 = input.planes[0].expect("a layer has an input plane");
+            let ranges = vec![
+                chunk.uniform_range(size_of::<InputParams>()),
+                x0.into(),
+                input.planes[1].unwrap_or(x0).into(),
+                model(ModelPart::WeightsIh, layout.weights_ih(d)),
+                model(ModelPart::Bias, layout.bias(d)),
+                gates.into(),
+            ];
+            let bind_group = self.bind_group(Kernel::InputProjection, ranges);
+            let kernel = tiles::choose(Kernel::InputProjection, rows.len(), layer.hidden_size, self.request.tiles);
+            let workgroups = [
+                params.hidden_size.div_ceil(kernel.lanes),
+                params.rows.div_ceil(kernel.rows_per_workgroup()),
+                1,
+            ];
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        }
+        for s in chunk.steps.clone() {
+            self.plan_step(chunk, l, s, reverse, gates, stored, buffers);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of a layer, named at the only call")]
+    fn plan_step(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        s: usize,
+        reverse: &[bool],
+        gates: BufferId,
+        stored: &Stored,
+        buffers: &LayerBuffers,
+    ) {
+        let layer = self.layers[l];
+        let batch_size = self.schedule.batch_size() as u32;
+        let mut directions = [bytemuck::Zeroable::zeroed(); 2];
+        let mut most_active = 0;
+        for (d, &r) in reverse.iter().enumerate() {
+            let t = if r { self.schedule.num_steps() - 1 - s } else { s };
+            let row = self.schedule.rows(t..t).start;
+            let first_row = self.direction_rows(&chunk.steps, r).start;
+            let active = self.schedule.active(t);
+            let still_active = self.schedule.active(t + 1) as u32;
+            most_active = most_active.max(active);
+            directions[d] = DirectionStep {
+                gates_first: ((d * chunk.capacity + row - first_row) * layer.hidden_size) as u32,
+                num_active: active as u32,
+                y_row: (if stored.whole { row } else { row - first_row }) as u32,
+                // Forward sequences end at their last valid step; reverse ones all end at t = 0.
+                final_from: match (r, t) {
+                    (false, _) => still_active,
+                    (true, 0) => 0,
+                    (true, _) => batch_size,
+                },
+                last_from: if buffers.state_last.is_some() { still_active } else { batch_size },
+                ..bytemuck::Zeroable::zeroed()
+            };
+        }
+        let column = |c: Option<usize>| c.map_or(NONE, |c| c as u32);
+        let step = Step {
+            hidden_size: layer.hidden_size as u32,
+            hidden_stride: padded(layer.hidden_size) as u32,
+            h_stride: padded(layer.h_size()) as u32,
+            batch_size,
+            y_stride: stored.layout.stride as u32,
+            y_h: column(stored.layout.h_column),
+            y_c: column(stored.layout.c_column),
+            state_h_n: buffers.state_h_n as u32,
+            state_last: buffers.state_last.unwrap_or(0) as u32,
+            directions,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&step));
+        let uniform = chunk.uniform_range(size_of::<Step>());
+        let model = |part| BufferRange::from(BufferId::Model { layer: l, part });
+        let [y0, y1] = stored.planes;
+        let dummy = |half: u64| BufferRange { buffer: BufferId::Dummy, offset_bytes: half * 256, size_bytes: 256 };
+        let y = [y0.map_or(dummy(0), BufferRange::from), y1.map_or(dummy(1), BufferRange::from)];
+        let (h_prev, h_next) = (buffers.h[s % 2], buffers.h[(s + 1) % 2]);
+
+        let kernel = if buffers.m.is_some() { Kernel::RecurrentStepProjected } else { Kernel::RecurrentStep };
+        let ranges = vec![
+            uniform,
+            gates.into(),
+            model(ModelPart::WeightsHh),
+            h_prev.into(),
+            buffers.m.unwrap_or(h_next).into(),
+            buffers.state.into(),
+            y[0],
+            y[1],
+        ];
+        let mut push = |kernel: Kernel, ranges: Vec<BufferRange>, columns: u32| {
+            let bind_group = self.bind_group(kernel, ranges);
+            let kernel = tiles::choose(kernel, most_active, columns as usize, self.request.tiles);
+            let workgroups = [
+                columns.div_ceil(kernel.lanes),
+                (most_active as u32).div_ceil(kernel.rows_per_workgroup()),
+                reverse.len() as u32,
+            ];
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        };
+        push(kernel, ranges, step.hidden_stride);
+        if let Some(m) = buffers.m {
+            let ranges = vec![
+                uniform,
+                model(ModelPart::WeightsHr),
+                m.into(),
+                h_next.into(),
+                buffers.state.into(),
+                y[0],
+                y[1],
+            ];
+            push(Kernel::ProjectionStep, ranges, step.h_stride / 4);
+        }
+    }
+
+    /// Takes the chunk's rows of the last layer back to the host, or scatters them on the device.
+    fn plan_output(
+        &mut self,
+        chunk: &mut Chunk,
+        planes: [Option<BufferId>; 2],
+        table: Option<BufferId>,
+        whole: bool,
+        end: bool,
+    ) {
+        if self.rows.stride == 0 || (whole && !end) {
+            return;
+        }
+        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
+        let layer = *self.request.spec.last_layer();
+        let to_device = self.request.output == RowsAt::Device && self.rows.h_column.is_some();
+        if to_device && let Some(table) = table {
+            if rows.start == 0 {
+                chunk.submit.uploads.push(Upload::Clear { buffer: BufferId::CallerOutput });
+            }
+            chunk.submit.uploads.push(Upload::RowTable { buffer: table, rows: rows.clone() });
+            for (d, plane) in planes.into_iter().flatten().enumerate() {
+                let width = layer.h_size() as u32;
+                let params = CopyParams {
+                    rows: rows.len() as u32,
+                    width,
+                    dst_width: width,
+                    scatter: 1,
+                    src_first: 0,
+                    src_stride: self.rows.stride as u32,
+                    dst_first: d as u32 * width,
+                    dst_stride: layer.output_size() as u32,
+                    first_row: 0,
+                };
+                self.push_copy(chunk, params, table, plane, BufferId::CallerOutput);
+            }
+        }
+        if !to_device || self.rows.c_column.is_some() {
+            for (direction, plane) in planes.into_iter().flatten().enumerate() {
+                chunk.push_read(
+                    Content::Rows { direction, rows: rows.clone() },
+                    BufferRange {
+                        buffer: plane,
+                        offset_bytes: 0,
+                        size_bytes: (rows.len() * self.rows.stride) as u64 * F32,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Final states and last rows, read with the last submit.
+    fn read_states(&mut self, buffers: &[LayerBuffers]) {
+        let batch = self.schedule.batch_size();
+        let submit = self.submits.last_mut().expect("there is a first submit");
+        let mut chunk_reads = Chunk::reads_of(std::mem::take(submit));
+        for (layer, b) in buffers.iter().enumerate() {
+            let spec = &self.layers[layer];
+            let rows = spec.num_directions() * batch;
+            let h_bytes = (rows * padded(spec.h_size())) as u64 * F32;
+            let range = |first: usize, size_bytes: u64| BufferRange {
+                buffer: b.state,
+                offset_bytes: first as u64 * F32,
+                size_bytes,
+            };
+            if self.request.outputs.final_state {
+                chunk_reads.push_read(Content::CellN { layer }, range(0, b.state_h_n as u64 * F32));
+                chunk_reads.push_read(Content::HiddenN { layer }, range(b.state_h_n, h_bytes));
+            }
+            if let Some(first) = b.state_last {
+                chunk_reads.push_read(Content::Last, range(first, h_bytes));
+            }
+        }
+        *submit = chunk_reads.submit;
+    }
+
+    /// Adds a chunk as a submit; the first one joins the submit that holds the initial states.
+    fn finish_chunk(&mut self, chunk: Chunk) {
+        let Chunk { mut submit, uniforms, uniform_bytes, .. } = chunk;
+        submit.uploads.push(Upload::Uniforms { buffer: uniforms, bytes: uniform_bytes });
+        match self.submits.as_mut_slice() {
+            [first] if first.dispatches.is_empty() => {
+                let mut uploads = std::mem::take(&mut first.uploads);
+                uploads.append(&mut submit.uploads);
+                *first = Submit { uploads, ..submit };
+            }
+            _ => self.submits.push(submit),
+        }
+    }
+}
+
+/// Where a layer's output rows go.
+struct Stored {
+    planes: [Option<BufferId>; 2],
+    layout: RowLayout,
+    /// Whether the planes hold all rows (else the rows of the chunk).
+    whole: bool,
+}
+
+/// A submit in the making.
+struct Chunk {
+    submit: Submit,
+    uniforms: BufferId,
+    uniform_bytes: Vec<u8>,
+    record_bytes: u32,
+    steps: Range<usize>,
+    /// Rows per direction that the gates buffer has room for.
+    capacity: usize,
+}
+
+impl Chunk {
+    /// Only for adding reads to a finished submit.
+    fn reads_of(submit: Submit) -> Self {
+        Self { submit, uniforms: BufferId::Dummy, uniform_bytes: Vec::new(), record_bytes: 0, steps: 0..0, capacity: 0 }
+    }
+
+    /// Appends a record; returns its dynamic offset.
+    fn push_uniform(&mut self, record: &[u8]) -> u32 {
+        let offset = self.uniform_bytes.len();
+        self.uniform_bytes.extend_from_slice(record);
+        self.uniform_bytes.resize(offset + self.record_bytes as usize, 0);
+        offset as u32
+    }
+
+    fn uniform_range(&self, size_bytes: usize) -> BufferRange {
+        BufferRange { buffer: self.uniforms, offset_bytes: 0, size_bytes: size_bytes as u64 }
+    }
+
+    fn push_read(&mut self, content: Content, range: BufferRange) {
+        let staging_bytes = self.submit.staging_bytes;
+        self.submit.staging_bytes += range.size_bytes;
+        self.submit.reads.push(Read { content, range, staging_bytes });
+    }
+}

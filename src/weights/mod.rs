@@ -1,0 +1,165 @@
+//! Stage 1, read: foreign tensors → canonical weights.
+//!
+//! In:  slices, or a safetensors file with PyTorch's names ([`safetensors`]).
+//! Out: [`LstmWeights`]: f32, gate rows in the order i f g o, checked against the spec and for finiteness.
+//! Afterwards no code asks about names or gate order again.
+//! Not here: the layout of any device (`pack`, `cpu`).
+
+use crate::error::{Result, bail};
+use crate::spec::{LayerSpec, LstmSpec};
+
+#[cfg(feature = "safetensors")]
+pub mod safetensors;
+
+/// The weights of one layer in one direction, in PyTorch's shapes, gate rows in the order i f g o.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CellWeights {
+    /// [4H, I]
+    pub weight_ih: Vec<f32>,
+    /// [4H, H], or [4H, P] with projection.
+    pub weight_hh: Vec<f32>,
+    /// [4H]; present exactly if the layer has biases.
+    pub bias_ih: Option<Vec<f32>>,
+    /// [4H]; present exactly if the layer has biases.
+    pub bias_hh: Option<Vec<f32>>,
+    /// [P, H]; present exactly if the layer has a projection.
+    pub weight_hr: Option<Vec<f32>>,
+}
+
+/// A model: its spec and the weights of every cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LstmWeights {
+    spec: LstmSpec,
+    cells: Vec<CellWeights>,
+}
+
+impl LstmWeights {
+    /// Joins a spec and its cells, layer-major and forward before reverse.
+    ///
+    /// # Errors
+    /// [`InvalidWeights`](crate::ErrorKind::InvalidWeights) if the number of cells, a shape or the presence of
+    /// a tensor disagrees with the spec, or a value is NaN or infinite; the message has PyTorch's name.
+    pub fn new(spec: LstmSpec, cells: Vec<CellWeights>) -> Result<Self> {
+        if cells.len() != spec.num_cells() {
+            bail!(
+                InvalidWeights,
+                "cells: expected one per layer and direction = {}, found {}",
+                spec.num_cells(),
+                cells.len()
+            );
+        }
+        for ((l, layer, reverse), cell) in spec.cells().zip(&cells) {
+            let suffix = if reverse { "_reverse" } else { "" };
+            for (name, shape, tensor) in tensors(layer, cell) {
+                check(&format!("{name}_l{l}{suffix}"), &shape, tensor)?;
+            }
+        }
+        Ok(Self { spec, cells })
+    }
+
+    /// Random weights as PyTorch initialises them, uniform in ±1/√H, reproducible from `seed`. For benchmarks
+    /// and tests.
+    pub fn random(spec: &LstmSpec, seed: u64) -> Self {
+        let mut state = seed;
+        let cells = spec
+            .cells()
+            .map(|(_, layer, _)| {
+                let bound = 1.0 / (layer.hidden_size as f32).sqrt();
+                let mut draw = |n: usize| -> Vec<f32> {
+                    (0..n).map(|_| bound * (2.0 * uniform(&mut state) - 1.0)).collect()
+                };
+                let gates = 4 * layer.hidden_size;
+                CellWeights {
+                    weight_ih: draw(gates * layer.input_size),
+                    weight_hh: draw(gates * layer.h_size()),
+                    bias_ih: layer.bias.then(|| draw(gates)),
+                    bias_hh: layer.bias.then(|| draw(gates)),
+                    weight_hr: layer.projection_size.map(|p| draw(p * layer.hidden_size)),
+                }
+            })
+            .collect();
+        Self { spec: spec.clone(), cells }
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &LstmSpec {
+        &self.spec
+    }
+
+    /// The cells, layer-major, forward before reverse; the order of [`LstmSpec::cells`].
+    pub fn cells(&self) -> &[CellWeights] {
+        &self.cells
+    }
+}
+
+/// PyTorch's name, expected shape (`None` if the tensor must be absent) and content of each tensor of a cell.
+fn tensors<'a>(layer: &LayerSpec, cell: &'a CellWeights) -> [(&'static str, Shape, Option<&'a [f32]>); 5] {
+    let gates = 4 * layer.hidden_size;
+    let bias = layer.bias.then(|| vec![gates]);
+    [
+        ("weight_ih", Some(vec![gates, layer.input_size]), Some(&cell.weight_ih)),
+        ("weight_hh", Some(vec![gates, layer.h_size()]), Some(&cell.weight_hh)),
+        ("bias_ih", bias.clone(), cell.bias_ih.as_deref()),
+        ("bias_hh", bias, cell.bias_hh.as_deref()),
+        ("weight_hr", layer.projection_size.map(|p| vec![p, layer.hidden_size]), cell.weight_hr.as_deref()),
+    ]
+}
+
+type Shape = Option<Vec<usize>>;
+
+fn check(name: &str, shape: &Shape, tensor: Option<&[f32]>) -> Result<()> {
+    match (shape, tensor) {
+        (None, None) => Ok(()),
+        (None, Some(_)) => bail!(InvalidWeights, "{name}: expected none by the spec, found a tensor"),
+        (Some(shape), None) => bail!(InvalidWeights, "{name}: expected shape {shape:?}, found none"),
+        (Some(shape), Some(tensor)) => {
+            let elements: usize = shape.iter().product();
+            if tensor.len() != elements {
+                bail!(
+                    InvalidWeights,
+                    "{name}: expected shape {shape:?} = {elements} elements, found {}",
+                    tensor.len()
+                );
+            }
+            match tensor.iter().position(|v| !v.is_finite()) {
+                Some(i) => bail!(InvalidWeights, "{name}: expected finite values, found {} at element {i}", tensor[i]),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// The next number in [0, 1) of SplitMix64 (Steele, Lea, Flood 2014), 24 bits.
+pub(crate) fn uniform(state: &mut u64) -> f32 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_wrong_tensor_is_named() {
+        let spec = LstmSpec::stack(3, 4, 2).direction(crate::Direction::Bidirectional).projection(2).build().unwrap();
+        let good = LstmWeights::random(&spec, 1);
+        assert!(LstmWeights::new(spec.clone(), good.cells().to_vec()).is_ok());
+        let broken = |change: fn(&mut CellWeights)| {
+            let mut cells = good.cells().to_vec();
+            change(&mut cells[3]);
+            LstmWeights::new(spec.clone(), cells).unwrap_err().to_string()
+        };
+        assert_eq!(
+            broken(|c| c.weight_hh.truncate(1)),
+            "weight_hh_l1_reverse: expected shape [16, 2] = 32 elements, found 1"
+        );
+        assert_eq!(broken(|c| c.weight_hr = None), "weight_hr_l1_reverse: expected shape [2, 4], found none");
+        assert!(broken(|c| c.weight_ih[5] = f32::NAN).contains("found NaN at element 5"));
+        assert!(broken(|c| c.bias_hh = None).starts_with("bias_hh_l1_reverse"));
+        let error = LstmWeights::new(spec.clone(), good.cells()[..3].to_vec()).unwrap_err().to_string();
+        assert_eq!(error, "cells: expected one per layer and direction = 4, found 3");
+    }
+}
