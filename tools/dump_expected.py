@@ -221,7 +221,9 @@ def parse_arguments():
     parser.add_argument("input", nargs="?", type=Path, metavar="in.npz", help="x and, if wanted, lengths, h_0, c_0")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="state dict, .safetensors")
     parser.add_argument("--prefix", default="", help="what precedes weight_ih_l0 in the tensors' names, e.g. lstm.")
-    parser.add_argument("--layout", choices=("batch", "time"), default="batch", help="axes of x and output (default: batch)")
+    parser.add_argument(
+        "--layout", choices=("batch", "time"), default="batch", help="axes of x and output (default: batch)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="arithmetic (default: f64 if the weights are f64, else f32)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: expected.npz")
     parser.add_argument("--random", action="store_true", help="draw a model and its input instead of reading them")
@@ -294,7 +296,8 @@ def main():
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{args.out}: output {list(output.shape)} batch-major, h_n {list(h_n.shape)}, c_n {list(c_n.shape)}; {lstm}")
+    shape = list(output.shape if args.layout == "batch" else output.transpose(0, 1).shape)
+    print(f"{args.out}: output {shape}, h_n {list(h_n.shape)}, c_n {list(c_n.shape)} of {lstm}")
     return 0
 
 

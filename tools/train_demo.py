@@ -112,8 +112,8 @@ def train(config, x, lengths, labels, seed):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * batches)
     for _ in range(config.epochs):
         for rows in torch.randperm(len(x)).split(config.batch_size):
-            batch = x[rows]
-            batch = batch + config.noise * torch.randn_like(batch) + config.shift * torch.randn(len(rows), 1, x.shape[2])
+            batch = x[rows] + config.noise * torch.randn_like(x[rows])
+            batch = batch + config.shift * torch.randn(len(rows), 1, x.shape[2])
             loss = nn.functional.cross_entropy(model(batch, lengths[rows], config.dropout), labels[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -185,7 +185,7 @@ def main():
     args.dir.mkdir(parents=True, exist_ok=True)
     x, lengths, labels = read_split("TEST")
     save_file({"x": x, "lengths": lengths, "labels": labels}, args.dir / "test.safetensors")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, args.dir / "model.safetensors")
+    save_file(model.state_dict(), args.dir / "model.safetensors")
 
     # The figures are of the files as written.
     model.load_state_dict(load_file(args.dir / "model.safetensors"))

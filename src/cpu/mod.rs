@@ -1,1 +1,246 @@
-//! x
+//! The CPU backend: for machines without a GPU, and the opponent in benchmarks.
+//!
+//! In:  [`LstmWeights`], transposed once into [`CpuLstm`]; a validated [`SequenceBatch`].
+//! Out: [`BatchOutput`].
+//! Sequences are sorted by length, longest first, and dealt to groups that run on their own, all layers and
+//! timesteps, without waiting for one another. Inside a group the sequences that are active at a timestep are the
+//! first ones, in both directions; only valid rows are stored or computed.
+//! Not here: one direction of one layer (`direction.rs`), products (`matmul.rs`), activations (`activation.rs`).
+
+mod activation;
+mod direction;
+mod matmul;
+
+use std::cmp::Reverse;
+
+use rayon::prelude::*;
+
+use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
+use crate::error::Result;
+use crate::spec::LstmSpec;
+use crate::weights::LstmWeights;
+use direction::{Collect, DirectionOutput, Rows, Weights};
+
+/// The number of threads that a run may use.
+pub(crate) fn num_threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// A loaded model.
+pub(crate) struct CpuLstm {
+    spec: LstmSpec,
+    /// One per cell of the spec, in its order.
+    cells: Vec<Weights>,
+}
+
+impl CpuLstm {
+    /// Packs the weights.
+    pub(crate) fn new(weights: &LstmWeights) -> Self {
+        let cells = weights.spec().cells().zip(weights.cells());
+        let cells = cells.map(|((_, layer, reverse), cell)| Weights::new(layer, reverse, cell)).collect();
+        Self { spec: weights.spec().clone(), cells }
+    }
+
+    /// Runs a batch that [`SequenceBatch::validate`] has accepted for this model's spec.
+    pub(crate) fn run(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
+        let groups = self.groups(batch);
+        let threads = (num_threads() / groups.len().max(1)).max(1);
+        let results: Vec<Vec<DirectionOutput>> =
+            groups.par_iter().map(|group| self.run_group(batch, group, threads)).collect();
+        Ok(self.assemble(batch, &groups, &results))
+    }
+
+    /// Deals the sequences, longest first, to as many groups as can work on their own with rows enough each for
+    /// a good matrix product.
+    fn groups(&self, batch: &SequenceBatch<'_>) -> Vec<Group> {
+        const ROWS_PER_GROUP: usize = 8;
+        const WORTH_A_GROUP: usize = 1_000_000;
+        let lengths = batch.sequence_lengths();
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|&b| Reverse(lengths[b]));
+        let multiply_adds = batch.num_valid_rows().saturating_mul(self.spec.num_parameters());
+        let count = (lengths.len() / ROWS_PER_GROUP).min(multiply_adds / WORTH_A_GROUP).clamp(1, num_threads());
+        let deal = |g| Group::new(order.iter().copied().skip(g).step_by(count).collect(), lengths);
+        (0..count).map(deal).collect()
+    }
+
+    /// All layers of one group; the result has one entry per cell of the spec.
+    fn run_group(&self, batch: &SequenceBatch<'_>, group: &Group, threads: usize) -> Vec<DirectionOutput> {
+        let requested = batch.requested();
+        let mut states = States::new(batch);
+        let mut cells = self.cells.iter();
+        let mut results: Vec<DirectionOutput> = Vec::new();
+        let mut rows = Rows::Batch(batch);
+        for (l, layer) in self.spec.layers().iter().enumerate() {
+            let is_last = l + 1 == self.spec.num_layers();
+            let collect = Collect {
+                output: !is_last || requested.sequence == SequenceOutput::All,
+                last: is_last && requested.sequence == SequenceOutput::Last,
+                cells: is_last && requested.cells,
+            };
+            let mut jobs = cells.by_ref().take(layer.num_directions()).map(|weights| {
+                let h = states.h.next(group, layer.h_size());
+                let c = states.c.next(group, layer.hidden_size);
+                (weights, h, c)
+            });
+            let rows_ref = &rows;
+            let run = |(weights, h, c): (&Weights, _, _), threads| weights.run(group, rows_ref, h, c, collect, threads);
+            let first = jobs.next().expect("a layer has at least one direction");
+            let outputs = match jobs.next() {
+                None => vec![run(first, threads)],
+                Some(second) if threads == 1 => vec![run(first, 1), run(second, 1)],
+                Some(second) => {
+                    let (a, b) = rayon::join(|| run(first, threads / 2), || run(second, threads / 2));
+                    vec![a, b]
+                }
+            };
+            drop(jobs);
+            if !is_last {
+                rows = Rows::Packed(concatenate(layer.h_size(), &outputs));
+            }
+            results.extend(outputs);
+        }
+        results
+    }
+
+    /// Puts the results of all groups where [`BatchOutput`] says.
+    fn assemble(&self, batch: &SequenceBatch<'_>, groups: &[Group], results: &[Vec<DirectionOutput>]) -> BatchOutput {
+        let requested = batch.requested();
+        let layer = self.spec.last_layer();
+        let directions = layer.num_directions();
+        let last_cells = self.cells.len() - directions..self.cells.len();
+        let padded = |width: usize, of: fn(&DirectionOutput) -> &[f32]| {
+            let mut array = vec![0.0; batch.seq_len() * batch.batch_size() * directions * width];
+            for (group, results) in groups.iter().zip(results) {
+                for (d, result) in results[last_cells.clone()].iter().enumerate() {
+                    for (t, s, row) in group.rows(of(result), width) {
+                        let to = batch.layout().row(t, group.sequences[s], batch.seq_len(), batch.batch_size());
+                        array[(to * directions + d) * width..][..width].copy_from_slice(row);
+                    }
+                }
+            }
+            array
+        };
+        let last = || {
+            let width = layer.h_size();
+            let mut array = vec![0.0; batch.batch_size() * directions * width];
+            for (group, results) in groups.iter().zip(results) {
+                for (d, result) in results[last_cells.clone()].iter().enumerate() {
+                    for (&b, row) in group.sequences.iter().zip(result.last.chunks_exact(width)) {
+                        array[(b * directions + d) * width..][..width].copy_from_slice(row);
+                    }
+                }
+            }
+            array
+        };
+        let states = |widths: Vec<usize>, of: fn(&DirectionOutput) -> &[f32]| {
+            let mut array = vec![0.0; batch.batch_size() * widths.iter().sum::<usize>()];
+            let mut start = 0;
+            for (cell, width) in widths.into_iter().enumerate() {
+                for (group, results) in groups.iter().zip(results) {
+                    for (&b, row) in group.sequences.iter().zip(of(&results[cell]).chunks_exact(width)) {
+                        array[start + b * width..][..width].copy_from_slice(row);
+                    }
+                }
+                start += batch.batch_size() * width;
+            }
+            array
+        };
+        let h_widths = || self.spec.cells().map(|(_, layer, _)| layer.h_size()).collect();
+        let c_widths = || self.spec.cells().map(|(_, layer, _)| layer.hidden_size).collect();
+        BatchOutput {
+            output: (requested.sequence == SequenceOutput::All).then(|| padded(layer.h_size(), |r| &r.output)),
+            last: (requested.sequence == SequenceOutput::Last).then(last),
+            h_n: requested.final_state.then(|| states(h_widths(), |r| &r.h)),
+            c_n: requested.final_state.then(|| states(c_widths(), |r| &r.c)),
+            cells: requested.cells.then(|| padded(layer.hidden_size, |r| &r.cells)),
+        }
+    }
+}
+
+/// Sequences that run together, longest first.
+struct Group {
+    /// Their indices in the batch.
+    sequences: Vec<usize>,
+    /// For t in 0..=T of the group: the number of rows before timestep t, when the valid rows are stored timestep
+    /// after timestep. The sequences active at t are the first `starts[t + 1] - starts[t]`.
+    starts: Vec<usize>,
+}
+
+impl Group {
+    fn new(sequences: Vec<usize>, lengths: &[usize]) -> Self {
+        let longest = sequences.first().map_or(0, |&b| lengths[b]);
+        let mut starts = vec![0; longest + 1];
+        let mut active = sequences.len();
+        for t in 0..longest {
+            while lengths[sequences[active - 1]] <= t {
+                active -= 1; // the first one is longer than t, so this ends
+            }
+            starts[t + 1] = starts[t] + active;
+        }
+        Self { sequences, starts }
+    }
+
+    fn seq_len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The number of sequences longer than `t`.
+    fn active(&self, t: usize) -> usize {
+        self.starts.get(t + 1).map_or(0, |end| end - self.starts[t])
+    }
+
+    /// (timestep, position in the group, row) of rows stored timestep after timestep.
+    fn rows<'a>(&'a self, packed: &'a [f32], width: usize) -> impl Iterator<Item = (usize, usize, &'a [f32])> {
+        let positions = (0..self.seq_len()).flat_map(|t| (0..self.active(t)).map(move |s| (t, s)));
+        positions.zip(packed.chunks_exact(width)).map(|((t, s), row)| (t, s, row))
+    }
+}
+
+/// The initial states of a batch, taken cell after cell.
+struct States<'a> {
+    h: Blocks<'a>,
+    c: Blocks<'a>,
+}
+
+struct Blocks<'a> {
+    states: Option<&'a [f32]>,
+    batch_size: usize,
+}
+
+impl<'a> States<'a> {
+    fn new(batch: &SequenceBatch<'a>) -> Self {
+        let batch_size = batch.batch_size();
+        Self {
+            h: Blocks { states: batch.initial_h(), batch_size },
+            c: Blocks { states: batch.initial_c(), batch_size },
+        }
+    }
+}
+
+impl Blocks<'_> {
+    /// The rows of the group's sequences in the next cell's block [B, width].
+    fn next(&mut self, group: &Group, width: usize) -> Vec<f32> {
+        let mut rows = vec![0.0; group.sequences.len() * width];
+        if let Some(states) = &mut self.states {
+            let (block, rest) = states.split_at(self.batch_size * width);
+            *states = rest;
+            for (row, &b) in rows.chunks_exact_mut(width).zip(&group.sequences) {
+                row.copy_from_slice(&block[b * width..][..width]);
+            }
+        }
+        rows
+    }
+}
+
+/// The rows of each direction side by side.
+fn concatenate(width: usize, outputs: &[DirectionOutput]) -> Vec<f32> {
+    let total: usize = outputs.iter().map(|o| o.output.len()).sum();
+    let mut rows = vec![0.0; total];
+    for (d, output) in outputs.iter().enumerate() {
+        for (to, row) in rows.chunks_exact_mut(outputs.len() * width).zip(output.output.chunks_exact(width)) {
+            to[d * width..][..width].copy_from_slice(row);
+        }
+    }
+    rows
+}

@@ -86,7 +86,7 @@ impl Context {
             .map_err(|e| Error::new(ErrorKind::DeviceLimit, format!("the device cannot be opened: {e}")))?;
         let faults = Arc::new(Faults::default());
         let seen = faults.clone();
-        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| seen.note(e.to_string())));
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| seen.note(one_line(&e))));
         let seen = faults.clone();
         device.set_device_lost_callback(move |reason, message| seen.mark_lost(format!("{reason:?} {message}")));
 
@@ -137,7 +137,7 @@ impl Context {
             Some(wgpu::Error::OutOfMemory { .. }) => {
                 bail!(OutOfMemory, "{what}: the device is out of memory; a smaller batch or memory budget would help")
             }
-            Some(error) => bail!(DeviceFault, "{what}: {error}"),
+            Some(error) => bail!(DeviceFault, "{what}: {}", one_line(&error)),
         }
     }
 
@@ -170,6 +170,11 @@ impl Context {
     pub(crate) fn pooled_bytes(&self) -> u64 {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner).bytes
     }
+}
+
+/// wgpu's reports span many lines.
+fn one_line(error: &wgpu::Error) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Sizes are rounded up by at most an eighth, so that batches of similar shape share buffers.

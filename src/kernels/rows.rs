@@ -64,7 +64,7 @@ impl RowFunctions {
         )?;
         writeln!(out, "    var total = before;")?;
         for r in 0..rows {
-            writeln!(out, "    let x{r} = first + min(row + {r}u, last) * stride;")?;
+            writeln!(out, "    let at{r} = first + min(row + {r}u, last) * stride;")?;
         }
         writeln!(out, "    var w = w_first;")?;
         writeln!(out, "    for (var start = 0u; start < k4; start += SEGMENT_K4) {{")?;
@@ -77,7 +77,7 @@ impl RowFunctions {
             writeln!(out, "            let w{i} = {weights}[w];\n            w += columns;")?;
         }
         for r in 0..rows {
-            writeln!(out, "            let v{r} = {input}[x{r} + k];")?;
+            writeln!(out, "            let v{r} = {input}[at{r} + k];")?;
         }
         for (i, component) in ["x", "y", "z", "w"].into_iter().enumerate() {
             for r in 0..rows {

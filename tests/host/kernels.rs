@@ -1,0 +1,208 @@
+//! The contract between shaders and host: what the kernel table promises, read back from the WGSL by naga.
+
+use std::collections::BTreeMap;
+
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, Override, StorageAccess, TypeInner};
+use wgpu_lstm::internals::params::{CopyParams, DirectionStep, InputParams, SelfTestParams, Step};
+use wgpu_lstm::internals::{Binding, BindingKind, Kernel, KernelId, NONE, SEGMENT};
+
+use crate::snapshot;
+
+fn parse(id: KernelId) -> Module {
+    let source = id.source();
+    naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}: {}", id.name(), e.emit_to_string(&source)))
+}
+
+fn validate(id: KernelId, module: &Module) -> ModuleInfo {
+    // No capability beyond WebGPU's core is granted: nothing may need immediates, subgroups or f16.
+    Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(module)
+        .unwrap_or_else(|e| panic!("{}: {e:?}", id.name()))
+}
+
+fn layouter(module: &Module) -> naga::proc::Layouter {
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).expect("validated types have a layout");
+    layouter
+}
+
+#[test]
+fn every_binding_is_as_the_kernel_table_says() {
+    for id in KernelId::all() {
+        let module = parse(id);
+        validate(id, &module);
+        let layouter = layouter(&module);
+        let mut found = BTreeMap::new();
+        for (_, variable) in module.global_variables.iter() {
+            let Some(binding) = variable.binding else { continue };
+            assert_eq!(binding.group, 0, "{}", id.name());
+            found.insert(binding.binding, variable);
+        }
+        let table = id.kernel.bindings();
+        assert_eq!(found.len(), table.len(), "{}: number of bindings", id.name());
+        assert!(
+            table.iter().filter(|b| matches!(b.kind, BindingKind::Read | BindingKind::ReadWrite)).count() <= 8,
+            "{}: WebGPU's default is 8 storage buffers",
+            id.name()
+        );
+        for (index, Binding { name, kind }) in table.iter().enumerate() {
+            let variable = found[&(index as u32)];
+            assert_eq!(variable.name.as_deref(), Some(*name), "{} binding {index}", id.name());
+            match kind {
+                BindingKind::Uniform { size_bytes } | BindingKind::DynamicUniform { size_bytes } => {
+                    assert_eq!(variable.space, AddressSpace::Uniform, "{} {name}", id.name());
+                    assert_eq!(layouter[variable.ty].size, *size_bytes, "{} {name}: size", id.name());
+                }
+                BindingKind::Read => {
+                    let access = StorageAccess::LOAD;
+                    assert_eq!(variable.space, AddressSpace::Storage { access }, "{} {name}", id.name());
+                }
+                BindingKind::ReadWrite => {
+                    let access = StorageAccess::LOAD | StorageAccess::STORE;
+                    assert_eq!(variable.space, AddressSpace::Storage { access }, "{} {name}", id.name());
+                }
+            }
+        }
+    }
+}
+
+/// (member, offset) of a host struct; the names are written once more because Rust has no reflection.
+macro_rules! members {
+    ($ty:ty: $($member:ident),+ $(,)?) => {
+        (stringify!($ty), size_of::<$ty>(), vec![$((stringify!($member), std::mem::offset_of!($ty, $member))),+])
+    };
+}
+
+#[test]
+fn structs_have_the_same_members_on_both_sides() {
+    let step = members!(Step: hidden_size, hidden_stride, h_stride, batch_size, y_stride, y_h, y_c, state_h_n,
+        state_last, padding_0, padding_1, padding_2, directions);
+    let direction = members!(DirectionStep: gates_first, num_active, y_row, final_from, last_from, padding_0,
+        padding_1, padding_2);
+    let input = members!(InputParams: rows, hidden_size, x0_first, x0_k4, x1_first, x1_k4, gates_first, x0_stride,
+        x1_stride);
+    let copy = members!(CopyParams: rows, width, dst_width, scatter, src_first, src_stride, dst_first, dst_stride,
+        first_row);
+    let self_test = members!(SelfTestParams: num_probes, long_loop, outer_loop, inner_loop);
+    for id in KernelId::all() {
+        let expected: Vec<(&str, _)> = match id.kernel {
+            Kernel::InputProjection => vec![("Params", &input)],
+            Kernel::RecurrentStep | Kernel::RecurrentStepProjected | Kernel::ProjectionStep => {
+                vec![("Step", &step), ("DirectionStep", &direction)]
+            }
+            Kernel::CopyRows => vec![("Params", &copy)],
+            Kernel::SelfTest => vec![("Params", &self_test)],
+        };
+        let module = parse(id);
+        for (name, (host, size, members)) in expected {
+            let (_, ty) = module
+                .types
+                .iter()
+                .find(|(_, ty)| ty.name.as_deref() == Some(name))
+                .unwrap_or_else(|| panic!("{}: no struct {name}", id.name()));
+            let TypeInner::Struct { members: found, span } = &ty.inner else { panic!("{name} is no struct") };
+            let found: Vec<_> =
+                found.iter().map(|m| (m.name.as_deref().unwrap_or(""), m.offset as usize)).collect();
+            assert_eq!(&found, members, "{}: {name} against {host}", id.name());
+            assert_eq!(*span as usize, *size, "{}: {name} against {host}", id.name());
+        }
+    }
+}
+
+#[test]
+fn overrides_constants_and_entry_points_are_those_of_the_table() {
+    for id in KernelId::all() {
+        let module = parse(id);
+        let mut overrides: Vec<_> =
+            module.overrides.iter().filter_map(|(_, o): (_, &Override)| o.name.clone()).collect();
+        overrides.sort();
+        let mut constants: Vec<_> = id.constants().iter().map(|(name, _)| (*name).to_owned()).collect();
+        constants.sort();
+        assert_eq!(overrides, constants, "{}", id.name());
+        let invocations: f64 = id.constants().iter().map(|(_, value)| value).product();
+        assert!(invocations <= 256.0, "{}: WebGPU's default is 256 invocations", id.name());
+        let entry_points: Vec<_> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(entry_points, [id.kernel.entry_point()]);
+        let constant = |name: &str| {
+            module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).map(|(_, c)| {
+                match module.global_expressions[c.init] {
+                    naga::Expression::Literal(naga::Literal::U32(value)) => value,
+                    ref other => panic!("{name} is {other:?}"),
+                }
+            })
+        };
+        if id.kernel.has_row_tile() {
+            assert_eq!(constant("ROWS"), Some(id.rows), "{}", id.name());
+            assert_eq!(constant("SEGMENT_K4"), Some(SEGMENT as u32 / 4), "{}", id.name());
+        }
+        if let Some(none) = constant("NONE") {
+            assert_eq!(none, NONE);
+        }
+    }
+}
+
+#[test]
+fn workgroup_memory_is_within_the_default_limit() {
+    for id in KernelId::all() {
+        let module = parse(id);
+        let layouter = layouter(&module);
+        let bytes: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, v)| v.space == AddressSpace::WorkGroup)
+            .map(|(_, v)| layouter[v.ty].size)
+            .sum();
+        assert!(bytes <= 16384, "{}: {bytes} bytes of workgroup memory", id.name());
+    }
+}
+
+#[test]
+fn labels_and_names_are_unique() {
+    let ids = KernelId::all();
+    let mut names: Vec<_> = ids.iter().map(|id| id.name()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), ids.len());
+    assert!(ids.len() <= 60, "CI compiles at most 60 pipelines per adapter, found {}", ids.len());
+}
+
+#[test]
+fn every_variant_is_written_as_spirv_msl_and_hlsl() {
+    for id in KernelId::all() {
+        let module = parse(id);
+        let info = validate(id, &module);
+        let constants: naga::back::PipelineConstants =
+            id.constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants)
+            .unwrap_or_else(|e| panic!("{}: {e:?}", id.name()));
+
+        let words = naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
+            .unwrap_or_else(|e| panic!("{} SPIR-V: {e:?}", id.name()));
+        assert_eq!(words[0], 0x0723_0203, "{}: SPIR-V starts with its magic number", id.name());
+
+        let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+        let (msl, _) =
+            naga::back::msl::write_string(&module, &info, &options, &naga::back::msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{} MSL: {e:?}", id.name()));
+        assert!(msl.contains(id.kernel.entry_point()), "{}: MSL lacks the entry point", id.name());
+
+        let mut hlsl = String::new();
+        let options = naga::back::hlsl::Options::default();
+        let pipeline = naga::back::hlsl::PipelineOptions::default();
+        naga::back::hlsl::Writer::new(&mut hlsl, &options, &pipeline)
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{} HLSL: {e:?}", id.name()));
+        assert!(hlsl.contains(id.kernel.entry_point()), "{}: HLSL lacks the entry point", id.name());
+    }
+}
+
+#[test]
+fn generated_code_is_as_reviewed() {
+    for rows in [1, 4] {
+        let id = KernelId { kernel: Kernel::RecurrentStep, rows, lanes: 64 };
+        let source = id.source();
+        let generated = source.find("// Generated by").expect("the source ends with generated text");
+        snapshot::check(&format!("rows{rows}.wgsl"), &source[generated..]);
+    }
+}

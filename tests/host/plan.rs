@@ -1,0 +1,178 @@
+//! Plans as text, and what must hold of every plan.
+
+use proptest::prelude::*;
+use wgpu_lstm::internals::{
+    BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride, Upload,
+};
+use wgpu_lstm::{Direction, ErrorKind, Layout, LstmSpec, Outputs, SequenceOutput};
+
+use crate::snapshot;
+
+/// WebGPU's default limits.
+const DEFAULTS: PlanLimits = PlanLimits {
+    binding_bytes: 128 << 20,
+    buffer_bytes: 256 << 20,
+    workgroups: 65535,
+    uniform_alignment: 256,
+    budget_bytes: 1 << 30,
+    loop_trips: None,
+};
+
+fn request<'a>(spec: &'a LstmSpec, lengths: &'a [usize], limits: PlanLimits) -> PlanRequest<'a> {
+    PlanRequest {
+        spec,
+        lengths,
+        seq_len: lengths.iter().copied().max().unwrap_or(0),
+        layout: Layout::BatchMajor,
+        outputs: Outputs::default(),
+        initial_state: false,
+        input: RowsAt::Host,
+        output: RowsAt::Host,
+        limits,
+        tiles: TileOverride::default(),
+    }
+}
+
+#[test]
+fn plans_are_as_reviewed() {
+    let small = LstmSpec::stack(5, 7, 2).build().unwrap();
+    let plan = Plan::new(&request(&small, &[3, 0, 5], DEFAULTS)).unwrap();
+    snapshot::check("plan_forward_two_layers.txt", &plan.describe());
+
+    let bidirectional = LstmSpec::stack(12, 32, 2).direction(Direction::Bidirectional).projection(8).build().unwrap();
+    let mut last = request(&bidirectional, &[4, 2], DEFAULTS);
+    last.outputs = Outputs { sequence: SequenceOutput::Last, final_state: false, cells: false };
+    last.initial_state = true;
+    snapshot::check("plan_bidirectional_projected_last.txt", &Plan::new(&last).unwrap().describe());
+
+    let long = LstmSpec::stack(40, 256, 3).build().unwrap();
+    let limits = PlanLimits { budget_bytes: 4 << 20, ..DEFAULTS };
+    snapshot::check("plan_long_in_chunks.txt", &Plan::new(&request(&long, &[900, 500, 10], limits)).unwrap().describe());
+}
+
+#[test]
+fn a_batch_that_does_not_fit_names_the_limit() {
+    let spec = LstmSpec::stack(4, 1024, 1).build().unwrap();
+    let lengths = vec![1; 1000];
+    let limited = |limits| Plan::new(&request(&spec, &lengths, limits)).unwrap_err();
+    let error = limited(PlanLimits { binding_bytes: 4 << 20, ..DEFAULTS });
+    assert_eq!(error.kind(), ErrorKind::DeviceLimit);
+    assert!(error.to_string().contains("max_storage_buffer_binding_size"), "{error}");
+    let error = limited(PlanLimits { budget_bytes: 20 << 20, ..DEFAULTS });
+    assert!(error.to_string().contains("memory budget") && error.to_string().contains("largest batch"), "{error}");
+    let error = limited(PlanLimits { loop_trips: Some(100), ..DEFAULTS });
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("ends loops after 100"), "{error}");
+}
+
+#[test]
+fn what_was_not_asked_for_is_not_read() {
+    let spec = LstmSpec::stack(5, 7, 1).direction(Direction::Bidirectional).build().unwrap();
+    let contents = |outputs| {
+        let mut request = request(&spec, &[3, 5], DEFAULTS);
+        request.outputs = outputs;
+        let plan = Plan::new(&request).unwrap();
+        plan.submits.iter().flat_map(|s| s.reads.iter().map(|r| r.content.clone())).collect::<Vec<_>>()
+    };
+    let none = Outputs { sequence: SequenceOutput::None, final_state: false, cells: false };
+    assert_eq!(contents(none), []);
+    assert_eq!(contents(Outputs { sequence: SequenceOutput::Last, ..none }), [Content::Last]);
+    assert_eq!(
+        contents(Outputs { final_state: true, ..none }),
+        [Content::CellN { layer: 0 }, Content::HiddenN { layer: 0 }]
+    );
+    let rows = |direction| Content::Rows { direction, rows: 0..8 };
+    assert_eq!(contents(Outputs { sequence: SequenceOutput::All, ..none }), [rows(0), rows(1)]);
+    assert_eq!(contents(Outputs { cells: true, ..none }), [rows(0), rows(1)]);
+}
+
+fn specs() -> impl Strategy<Value = LstmSpec> {
+    let direction =
+        prop_oneof![Just(Direction::Forward), Just(Direction::Reverse), Just(Direction::Bidirectional)];
+    (1..70usize, 2..70usize, prop::collection::vec((direction, prop::option::of(1..2usize)), 1..4)).prop_map(
+        |(input, hidden, layers)| {
+            // Layers of different directions, each on top of the one before.
+            let mut input_size = input;
+            let layers = layers
+                .into_iter()
+                .map(|(direction, projection_size)| {
+                    let layer = wgpu_lstm::LayerSpec {
+                        input_size,
+                        hidden_size: hidden,
+                        direction,
+                        bias: true,
+                        projection_size,
+                    };
+                    input_size = layer.output_size();
+                    layer
+                })
+                .collect();
+            LstmSpec::new(layers).expect("sizes chain")
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_plan_keeps_its_promises(
+        spec in specs(),
+        mut lengths in prop::collection::vec(0..40usize, 1..20),
+        budget_kib in 200..4000u64,
+        device in any::<bool>(),
+        cells in any::<bool>(),
+    ) {
+        lengths.push(1);
+        let limits = PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, ..DEFAULTS };
+        let mut request = request(&spec, &lengths, limits);
+        request.outputs.cells = cells;
+        if device {
+            request.input = RowsAt::Device;
+            request.output = RowsAt::Device;
+        }
+        let plan = match Plan::new(&request) {
+            Ok(plan) => plan,
+            Err(e) => {
+                prop_assert_eq!(e.kind(), ErrorKind::DeviceLimit);
+                return Ok(());
+            }
+        };
+        // Everything but the uniforms is counted before chunks are cut; they add a record per step.
+        let storage: u64 = plan.scratch.iter().filter(|b| !b.uniform).map(|b| b.size_bytes).sum();
+        prop_assert!(storage <= limits.budget_bytes, "{} of {}", storage, limits.budget_bytes);
+
+        let schedule = Schedule::new(&lengths);
+        let (mut projected, mut active_steps) = (0usize, 0usize);
+        for submit in &plan.submits {
+            for upload in &submit.uploads {
+                if let Upload::Uniforms { buffer: BufferId::Scratch(index), bytes } = upload {
+                    prop_assert!(bytes.len() as u64 <= plan.scratch[*index].size_bytes);
+                }
+            }
+            for dispatch in &submit.dispatches {
+                prop_assert!(dispatch.workgroups.iter().all(|&n| n >= 1 && n <= limits.workgroups));
+                prop_assert_eq!(dispatch.uniform_bytes % limits.uniform_alignment, 0);
+                let group = &plan.bind_groups[dispatch.bind_group];
+                prop_assert_eq!(group.kernel, dispatch.kernel.kernel);
+                match dispatch.kernel.kernel {
+                    Kernel::InputProjection => projected += 1,
+                    Kernel::RecurrentStep | Kernel::RecurrentStepProjected => active_steps += 1,
+                    _ => {}
+                }
+                for range in &group.ranges {
+                    prop_assert_eq!(range.offset_bytes % 256, 0);
+                    if let BufferId::Scratch(index) = range.buffer {
+                        prop_assert!(range.offset_bytes + range.size_bytes <= plan.scratch[index].size_bytes);
+                        prop_assert!(plan.scratch[index].size_bytes <= limits.binding_bytes || plan.scratch[index].uniform);
+                    }
+                }
+            }
+            for read in &submit.reads {
+                prop_assert!(read.staging_bytes + read.range.size_bytes <= submit.staging_bytes);
+            }
+        }
+        prop_assert!(projected >= spec.num_cells());
+        prop_assert_eq!(active_steps, spec.num_layers() * schedule.num_steps(), "one step kernel per layer and timestep");
+    }
+}
