@@ -45,6 +45,13 @@ mod gpu_internals {
         engine.context().map_or(0, |c| c.pooled_bytes())
     }
 
+    /// How long the self-test takes once its pipeline is compiled. `None` if the engine is not on a GPU.
+    pub fn self_test_time(engine: &Engine) -> Option<Result<std::time::Duration>> {
+        let context = engine.context()?;
+        let begun = std::time::Instant::now();
+        Some(pollster::block_on(crate::gpu::self_test(context)).map(|_| begun.elapsed()))
+    }
+
     /// Runs a batch with tiles fixed and rows in buffers of the caller. `None` if the model is not on a GPU.
     pub fn run_with(
         lstm: &Lstm,

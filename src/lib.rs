@@ -30,3 +30,8 @@ pub use engine::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, Engine,
 pub use error::{Error, ErrorKind, Result};
 pub use spec::{Direction, LayerSpec, LstmSpec, MAX_SIZE, StackBuilder};
 pub use weights::{CellWeights, LstmWeights};
+
+/// Compiles the example of the README.
+#[cfg(all(doctest, feature = "safetensors", feature = "cpu", feature = "gpu"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

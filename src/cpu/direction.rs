@@ -222,7 +222,7 @@ impl Rows<'_> {
 /// Cuts the timesteps so that the gates of a chunk stay small, at least one timestep each; in the order of the
 /// direction.
 fn chunks(group: &Group, gates: usize, reverse: bool) -> Vec<std::ops::Range<usize>> {
-    const CHUNK_BYTES: usize = 64 << 20;
+    const CHUNK_BYTES: usize = 4 << 20;
     let max_rows = CHUNK_BYTES / (gates * size_of::<f32>());
     let mut chunks = Vec::new();
     let mut start = 0;

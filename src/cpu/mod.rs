@@ -53,7 +53,7 @@ impl CpuLstm {
     /// Deals the sequences, longest first, to as many groups as can work on their own with rows enough each for
     /// a good matrix product.
     fn groups(&self, batch: &SequenceBatch<'_>) -> Vec<Group> {
-        const ROWS_PER_GROUP: usize = 8;
+        const ROWS_PER_GROUP: usize = 16;
         const WORTH_A_GROUP: usize = 1_000_000;
         let lengths = batch.sequence_lengths();
         let mut order: Vec<usize> = (0..lengths.len()).collect();

@@ -16,4 +16,5 @@ pub(crate) use adapters::list;
 pub(crate) use device::Context;
 pub(crate) use model::GpuLstm;
 pub(crate) use run::DeviceRows;
+pub(crate) use self_test::run as self_test;
 pub(crate) use wait::Waiting;

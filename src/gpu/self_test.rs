@@ -17,7 +17,7 @@ const NESTED: (u32, u32) = (300, 300);
 const ACTIVATION_TOLERANCE: f64 = 5.0 / (1u64 << 23) as f64;
 
 /// Runs the test. Returns the most loop trips that the driver completes, `None` if no bound was found.
-pub(super) async fn run(context: &Context) -> Result<Option<u32>> {
+pub(crate) async fn run(context: &Context) -> Result<Option<u32>> {
     let id = KernelId { kernel: Kernel::SelfTest, rows: 1, lanes: 64 };
     let pipeline = context.pipeline(id).await?;
     let n = PROBES.len() as u64;

@@ -1,1 +1,100 @@
-fn main(){}
+//! Every case on every adapter: Mesa lavapipe, SwiftShader and whatever hardware there is, and on the best adapter
+//! once more with WebGPU's default limits.
+//!
+//! `LSTM_REQUIRE_ADAPTER=1` turns "no adapter" into a failure; `LSTM_EXPECT_ADAPTERS=llvmpipe,SwiftShader` asks for
+//! adapters by parts of their names; `LSTM_FULL=1` adds the long cases.
+
+mod bits;
+mod device_rows;
+mod fixture;
+mod parity;
+mod robustness;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use wgpu_lstm::{AdapterReport, DeviceChoice, Engine, EngineOptions, LimitsProfile};
+
+/// An adapter under test; its engine is opened by the first test that needs it.
+struct Subject {
+    label: String,
+    options: EngineOptions,
+    engine: OnceLock<Result<Engine, String>>,
+}
+
+impl Subject {
+    fn new(report: &AdapterReport, limits: LimitsProfile) -> Arc<Self> {
+        let suffix = if limits == LimitsProfile::WebGpuDefaults { "+webgpu_defaults" } else { "" };
+        let name: String =
+            report.name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
+        let name = name.trim_matches('_').to_owned();
+        Arc::new(Self {
+            label: format!("gpu{}_{name}{suffix}", report.index),
+            options: EngineOptions::on(DeviceChoice::GpuIndex(report.index)).limits(limits),
+            engine: OnceLock::new(),
+        })
+    }
+
+    fn engine(&self) -> Result<Engine, Failed> {
+        let opened =
+            self.engine.get_or_init(|| Engine::open_blocking(self.options.clone()).map_err(|e| e.to_string()));
+        opened.clone().map_err(Failed::from)
+    }
+
+    /// A new engine on the same adapter with other options.
+    fn open(&self, change: impl FnOnce(EngineOptions) -> EngineOptions) -> Result<Engine, Failed> {
+        Ok(Engine::open_blocking(change(self.options.clone()))?)
+    }
+}
+
+/// Whether the long cases run.
+fn is_full() -> bool {
+    std::env::var("LSTM_FULL").is_ok_and(|v| v == "1")
+}
+
+type Test = fn(&Subject) -> Result<(), Failed>;
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // Software adapters use all cores by themselves.
+    arguments.test_threads.get_or_insert(2);
+    let adapters = pollster::block_on(Engine::adapters());
+    let mut trials = vec![presence(&adapters)];
+    let mut subjects: Vec<_> = adapters.iter().map(|a| Subject::new(a, LimitsProfile::Adapter)).collect();
+    subjects.extend(adapters.first().map(|a| Subject::new(a, LimitsProfile::WebGpuDefaults)));
+    let tests = [bits::TESTS, device_rows::TESTS, robustness::TESTS, parity::TESTS].concat();
+    for subject in &subjects {
+        for (name, test) in &tests {
+            let (subject, test) = (subject.clone(), *test);
+            trials.push(Trial::test(format!("{}::{name}", subject.label), move || test(&subject)));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Whether the adapters that were asked for are there.
+fn presence(adapters: &[AdapterReport]) -> Trial {
+    let required = std::env::var("LSTM_REQUIRE_ADAPTER").is_ok_and(|v| v == "1");
+    let expected = std::env::var("LSTM_EXPECT_ADAPTERS").unwrap_or_default();
+    let names: Vec<String> = adapters.iter().map(|a| a.name.clone()).collect();
+    let missing: Vec<String> = expected
+        .split(',')
+        .map(str::trim)
+        .filter(|e| !e.is_empty() && !names.iter().any(|n| n.contains(e)))
+        .map(str::to_owned)
+        .collect();
+    let nothing_to_test = names.is_empty() && !required && expected.is_empty();
+    let name = if nothing_to_test { "adapters (no adapter found; nothing was tested on a GPU)" } else { "adapters" };
+    Trial::test(name, move || {
+        if required && names.is_empty() {
+            return Err("LSTM_REQUIRE_ADAPTER=1, but there is no adapter".into());
+        }
+        if !missing.is_empty() {
+            return Err(format!("expected adapters {missing:?}, found {names:?}").into());
+        }
+        Ok(())
+    })
+    .with_ignored_flag(nothing_to_test)
+}

@@ -1,0 +1,333 @@
+//! Numpy arrays in and out: `.npz` and `.npy`.
+//!
+//! In:  floats of 16, 32 and 64 bits and integers, either byte order, C or Fortran order, stored or deflated.
+//! Out: [`Array`]: C order. Sizes are checked against the file before memory is taken for them.
+//! Not here: what the arrays mean (`input`, `run`).
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use npyz::npz::{NpzWriter, array_name_from_file_name, file_name_from_array_name};
+use npyz::zip::ZipArchive;
+use npyz::zip::result::ZipError;
+use npyz::zip::write::FileOptions;
+use npyz::{DType, Deserialize, NpyFile, NpyHeader, Order, TypeChar, WriterBuilder};
+
+use crate::common::failure::{Failure, Result, fail};
+
+/// An array in C order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Array {
+    /// Slowest axis first.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Data,
+}
+
+/// The elements of an [`Array`].
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Data {
+    /// float16 and float32.
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    /// All integer types; a uint64 that does not fit is the largest i64.
+    Int(Vec<i64>),
+}
+
+impl Array {
+    /// The elements as f32. Integers and numbers beyond the range of f32 are refused.
+    pub(crate) fn into_f32(self, name: &str) -> Result<Vec<f32>> {
+        match self.data {
+            Data::F32(values) => Ok(values),
+            Data::F64(values) => {
+                let overflows = |v: &f64| v.is_finite() && (*v as f32).is_infinite();
+                if let Some(i) = values.iter().position(overflows) {
+                    fail!("{name}: expected numbers within the range of float32, found {:e} at element {i}", values[i]);
+                }
+                Ok(values.into_iter().map(|v| v as f32).collect())
+            }
+            Data::Int(_) => fail!("{name}: expected floating point, found integers; convert with astype(\"float32\")"),
+        }
+    }
+
+    /// The elements as f64, integers too.
+    pub(crate) fn to_f64(&self) -> Vec<f64> {
+        match &self.data {
+            Data::F32(values) => values.iter().map(|&v| v.into()).collect(),
+            Data::F64(values) => values.clone(),
+            Data::Int(values) => values.iter().map(|&v| v as f64).collect(),
+        }
+    }
+}
+
+/// A `.npz` file, or a `.npy` file whose only array has the name given by the reader; told apart by content.
+pub(crate) struct ArrayFile {
+    path: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Npz { zip: ZipArchive<BufReader<File>>, file_bytes: u64 },
+    Npy { name: &'static str, reader: BufReader<File>, file_bytes: u64 },
+}
+
+impl ArrayFile {
+    /// Opens the file; `single` names the array of a `.npy` file.
+    pub(crate) fn open(path: &Path, single: &'static str) -> Result<Self> {
+        let named = |failure: Failure| failure.context(path.display());
+        let kind = Kind::open(path, single).map_err(named)?;
+        Ok(Self { path: path.display().to_string(), kind })
+    }
+
+    /// The names of all arrays, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match &self.kind {
+            Kind::Npz { zip, .. } => {
+                let mut names: Vec<String> =
+                    zip.file_names().filter_map(array_name_from_file_name).map(str::to_owned).collect();
+                names.sort_unstable();
+                names
+            }
+            Kind::Npy { name, .. } => vec![(*name).to_owned()],
+        }
+    }
+
+    /// Reads an array; `None` if the file has none of this name.
+    pub(crate) fn read(&mut self, name: &str) -> Result<Option<Array>> {
+        let array = match &mut self.kind {
+            Kind::Npz { zip, file_bytes } => read_entry(zip, *file_bytes, name),
+            Kind::Npy { name: single, reader, file_bytes } if *single == name => {
+                let size_bytes = *file_bytes;
+                reader.seek(SeekFrom::Start(0)).map_err(unreadable).and_then(|_| read_npy(reader, size_bytes)).map(Some)
+            }
+            Kind::Npy { .. } => Ok(None),
+        };
+        array.map_err(|f| f.context(format!("{}: {name}", self.path)))
+    }
+}
+
+impl Kind {
+    fn open(path: &Path, single: &'static str) -> Result<Self> {
+        let file = File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if metadata.is_dir() {
+            fail!("expected a .npz or .npy file, found a directory");
+        }
+        let file_bytes = metadata.len();
+        let mut reader = BufReader::new(file);
+        let mut magic = Vec::new();
+        reader.by_ref().take(6).read_to_end(&mut magic).map_err(unreadable)?;
+        reader.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+        if magic == *b"\x93NUMPY" {
+            return Ok(Kind::Npy { name: single, reader, file_bytes });
+        }
+        if !magic.starts_with(b"PK") {
+            fail!("not a .npz or .npy file");
+        }
+        match ZipArchive::new(reader) {
+            Ok(zip) => Ok(Kind::Npz { zip, file_bytes }),
+            Err(e) => fail!("not a complete .npz file: {e}"),
+        }
+    }
+}
+
+fn unreadable(error: std::io::Error) -> Failure {
+    Failure::Data(format!("cannot be read: {error}"))
+}
+
+fn damaged(error: impl std::fmt::Display) -> Failure {
+    Failure::Data(format!("damaged: {error}"))
+}
+
+fn read_entry(zip: &mut ZipArchive<BufReader<File>>, file_bytes: u64, name: &str) -> Result<Option<Array>> {
+    /// Deflate turns at most 1032 bytes into one (RFC 1951: 258 bytes for two bits).
+    const MOST_PER_BYTE: u64 = 1032;
+    let entry = match zip.by_name(&file_name_from_array_name(name)) {
+        Ok(entry) => entry,
+        Err(ZipError::FileNotFound) => return Ok(None),
+        Err(e) => return Err(damaged(e)),
+    };
+    let size_bytes = entry.size();
+    if entry.compressed_size() > file_bytes || size_bytes > entry.compressed_size().saturating_mul(MOST_PER_BYTE) {
+        fail!("damaged: it claims {size_bytes} bytes, more than the file can hold");
+    }
+    read_npy(BufReader::new(entry), size_bytes).map(Some)
+}
+
+/// Reads a `.npy` file that has `size_bytes` by the account of what contains it.
+fn read_npy(mut reader: impl Read, size_bytes: u64) -> Result<Array> {
+    let head = read_head(&mut reader)?;
+    let header = NpyHeader::from_reader(&head[..]).map_err(damaged)?;
+    if header.uses_pickled_array() {
+        fail!("expected numbers, found Python objects");
+    }
+    let dtype = header.dtype();
+    let DType::Plain(kind) = &dtype else { fail!("expected numbers, found a structured type {}", dtype.descr()) };
+    let element_bytes = kind.size_field();
+    let shape: Option<Vec<usize>> = header.shape().iter().map(|&n| usize::try_from(n).ok()).collect();
+    let elements = header.shape().iter().try_fold(1u64, |n, &axis| n.checked_mul(axis));
+    let claimed = elements.and_then(|n| n.checked_mul(element_bytes));
+    let room = size_bytes.saturating_sub(head.len() as u64);
+    let (Some(shape), Some(claimed)) = (shape, claimed) else { fail!("damaged: shape {:?} is too large", header.shape()) };
+    if claimed != room {
+        fail!("damaged: shape {shape:?} of {} takes {claimed} bytes, found {room}", dtype.descr());
+    }
+
+    let order = header.order();
+    let mut npy = NpyFile::with_header(header, &mut reader);
+    let data = match (kind.type_char(), element_bytes) {
+        (TypeChar::Float, 2) => Data::F32(elements_of(&mut npy, &shape, order, half::f16::to_f32)?),
+        (TypeChar::Float, 4) => Data::F32(elements_of(&mut npy, &shape, order, |v: f32| v)?),
+        (TypeChar::Float, 8) => Data::F64(elements_of(&mut npy, &shape, order, |v: f64| v)?),
+        (TypeChar::Int, 1) => Data::Int(elements_of(&mut npy, &shape, order, |v: i8| v.into())?),
+        (TypeChar::Int, 2) => Data::Int(elements_of(&mut npy, &shape, order, |v: i16| v.into())?),
+        (TypeChar::Int, 4) => Data::Int(elements_of(&mut npy, &shape, order, |v: i32| v.into())?),
+        (TypeChar::Int, 8) => Data::Int(elements_of(&mut npy, &shape, order, |v: i64| v)?),
+        (TypeChar::Uint, 1) => Data::Int(elements_of(&mut npy, &shape, order, |v: u8| v.into())?),
+        (TypeChar::Uint, 2) => Data::Int(elements_of(&mut npy, &shape, order, |v: u16| v.into())?),
+        (TypeChar::Uint, 4) => Data::Int(elements_of(&mut npy, &shape, order, |v: u32| v.into())?),
+        (TypeChar::Uint, 8) => {
+            Data::Int(elements_of(&mut npy, &shape, order, |v: u64| i64::try_from(v).unwrap_or(i64::MAX))?)
+        }
+        _ => fail!("expected floating point or integers, found type {}", dtype.descr()),
+    };
+    drop(npy);
+    // A zip entry checks its sum when its end is read.
+    match reader.read(&mut [0]) {
+        Ok(0) => Ok(Array { shape, data }),
+        Ok(_) => fail!("damaged: more data than the header claims"),
+        Err(e) => Err(damaged(e)),
+    }
+}
+
+/// Reads magic, version and header, and refuses what no array of numbers needs: the parser behind takes memory
+/// for whatever length it is told, recurses with the brackets and multiplies the sizes unchecked.
+fn read_head(reader: &mut impl Read) -> Result<Vec<u8>> {
+    const LONGEST: usize = 1 << 16;
+    const MOST_BRACKETS: usize = 16;
+    let early = |_| Failure::Data("damaged: it ends within its header".into());
+    let mut head = vec![0; 8];
+    reader.read_exact(&mut head).map_err(early)?;
+    if head[..6] != *b"\x93NUMPY" {
+        fail!("damaged: expected a numpy array, found something else");
+    }
+    let mut size = [0; 4];
+    let size_bytes = if head[6] == 1 { 2 } else { 4 };
+    reader.read_exact(&mut size[..size_bytes]).map_err(early)?;
+    head.extend_from_slice(&size[..size_bytes]);
+    let length = u32::from_le_bytes(size) as usize;
+    if length > LONGEST {
+        fail!("damaged: a header of {length} bytes");
+    }
+    let start = head.len();
+    head.resize(start + length, 0);
+    reader.read_exact(&mut head[start..]).map_err(early)?;
+
+    let text = String::from_utf8_lossy(&head[start..]);
+    if text.matches(['(', '[', '{']).count() > MOST_BRACKETS {
+        fail!("expected numbers, found a structured type");
+    }
+    // The product of all integers in the header bounds that of the shape.
+    let mut product = 1u64;
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    for word in words.filter(|w| w.starts_with(|c: char| c.is_ascii_digit())) {
+        let factor = word.parse::<u64>().ok().map(|n| n.max(1));
+        match factor.and_then(|n| product.checked_mul(n)) {
+            Some(n) => product = n,
+            None => fail!("damaged: its sizes are too large: {}", text.trim()),
+        }
+    }
+    Ok(head)
+}
+
+/// All elements in C order.
+fn elements_of<T: Deserialize, U: Copy>(
+    npy: &mut NpyFile<impl Read>,
+    shape: &[usize],
+    order: Order,
+    convert: impl Fn(T) -> U,
+) -> Result<Vec<U>> {
+    let count: usize = shape.iter().product();
+    let mut values = Vec::new();
+    if values.try_reserve_exact(count).is_err() {
+        fail!("out of memory: {count} elements");
+    }
+    let file = NpyFile::with_header(npy.header().clone(), ByRef(npy));
+    for value in file.data::<T>().map_err(damaged)? {
+        values.push(convert(value.map_err(damaged)?));
+    }
+    Ok(match order {
+        Order::C => values,
+        Order::Fortran => to_c_order(&values, shape),
+    })
+}
+
+/// Fortran order → C order.
+fn to_c_order<T: Copy>(values: &[T], shape: &[usize]) -> Vec<T> {
+    let mut strides = Vec::with_capacity(shape.len());
+    let mut stride = 1;
+    for &size in shape {
+        strides.push(stride);
+        stride *= size;
+    }
+    let mut index = vec![0; shape.len()];
+    let mut at = 0;
+    let mut ordered = Vec::with_capacity(values.len());
+    for _ in 0..values.len() {
+        ordered.push(values[at]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            at += strides[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            at -= strides[axis] * shape[axis];
+            index[axis] = 0;
+        }
+    }
+    ordered
+}
+
+/// An array to write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) shape: &'a [usize],
+    pub(crate) values: &'a [f32],
+}
+
+/// Writes all arrays as `.npz`, or the first alone if the path ends in `.npy`.
+pub(crate) fn write(path: &Path, arrays: &[Output<'_>]) -> Result<()> {
+    let written = if path.extension().is_some_and(|e| e == "npy") {
+        write_npy(path, &arrays[0])
+    } else {
+        write_npz(path, arrays)
+    };
+    written.map_err(|e| Failure::Data(format!("{}: cannot be written: {e}", path.display())))
+}
+
+fn write_npy(path: &Path, array: &Output<'_>) -> std::io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    let shape: Vec<u64> = array.shape.iter().map(|&n| n as u64).collect();
+    let mut writer =
+        npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut file).begin_nd()?;
+    writer.extend(array.values)?;
+    writer.finish()?;
+    file.flush()
+}
+
+fn write_npz(path: &Path, arrays: &[Output<'_>]) -> std::io::Result<()> {
+    let mut npz = NpzWriter::create(path)?;
+    for array in arrays {
+        let shape: Vec<u64> = array.shape.iter().map(|&n| n as u64).collect();
+        // Stored, as numpy.savez does; a fixed date, so that equal arrays give equal files.
+        let options = FileOptions::default()
+            .compression_method(npyz::zip::CompressionMethod::Stored)
+            .last_modified_time(npyz::zip::DateTime::default())
+            .large_file(array.values.len() > (1 << 29));
+        let mut writer = npz.array(array.name, options)?.default_dtype().shape(&shape).begin_nd()?;
+        writer.extend(array.values)?;
+        writer.finish()?;
+    }
+    npz.zip_writer().finish()?.flush()
+}

@@ -1,0 +1,183 @@
+//! Trouble: empty batches, limits, a lost device, dropped futures, many threads.
+
+use std::future::Future;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+use wgpu_lstm::internals::{device, pooled_bytes};
+use wgpu_lstm::{Direction, EngineOptions, ErrorKind, LstmSpec};
+
+use crate::bits::equal_outputs;
+use crate::fixture::Case;
+use crate::{Subject, Test};
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("empty_batches_return_their_initial_state", empty),
+    ("a_batch_that_does_not_fit_is_refused", too_large),
+    ("a_lost_device_is_an_error_and_no_hang", lost),
+    ("threads_share_an_engine", threads),
+    ("async_runs_are_woken_without_a_poller", woken),
+    ("a_dropped_future_leaves_the_engine_usable", dropped),
+    ("the_self_test_takes_less_than_50_ms_once_compiled", self_test_time),
+    ("memory_does_not_grow_over_runs", no_growth),
+];
+
+fn small(seed: u64) -> Case {
+    let spec = LstmSpec::stack(5, 9, 2).direction(Direction::Bidirectional).build().expect("sizes are valid");
+    Case::new("small", &spec, &[4, 0, 6, 2], 6, true, seed)
+}
+
+fn empty(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.engine()?;
+    let spec = LstmSpec::stack(5, 9, 2).build()?;
+    for (lengths, seq_len) in [(&[][..], 3), (&[0, 0], 0), (&[0, 0, 0], 4)] {
+        let case = Case::new("empty", &spec, lengths, seq_len, true, 1);
+        let lstm = engine.load_blocking(&case.weights)?;
+        let output = lstm.run_blocking(&case.batch())?;
+        if output.h_n != case.h_0 || output.c_n != case.c_0 {
+            return Err(format!("{lengths:?}: the final state is not the initial state").into());
+        }
+        let rows = output.output.ok_or("no output")?;
+        if rows.len() != seq_len * lengths.len() * 9 || rows.iter().any(|&v| v != 0.0) {
+            return Err(format!("{lengths:?}: the output is not zeros of the right number").into());
+        }
+    }
+    Ok(())
+}
+
+fn too_large(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.open(|o: EngineOptions| o.memory_budget_bytes(64 << 10))?;
+    let spec = LstmSpec::stack(8, 64, 1).build()?;
+    let case = Case::new("large", &spec, &[2; 100], 2, false, 1);
+    let lstm = engine.load_blocking(&case.weights)?;
+    match lstm.run_blocking(&case.batch()) {
+        Err(e) if e.kind() == ErrorKind::DeviceLimit && e.to_string().contains("memory budget") => {}
+        other => return Err(format!("expected a DeviceLimit, found {other:?}").into()),
+    }
+    // A batch that fits still runs.
+    let case = Case::new("fits", &spec, &[2; 10], 2, false, 1);
+    lstm.run_blocking(&case.batch())?;
+    Ok(())
+}
+
+fn lost(subject: &Subject) -> Result<(), Failed> {
+    let case = small(1);
+    let engine = subject.open(|o| o)?;
+    let lstm = engine.load_blocking(&case.weights)?;
+    lstm.run_blocking(&case.batch())?;
+    device(&engine).ok_or("not on a GPU")?.0.destroy();
+    let begun = Instant::now();
+    for attempt in 0..3 {
+        match lstm.run_blocking(&case.batch()) {
+            Err(e) if e.kind() == ErrorKind::DeviceLost => {}
+            other => return Err(format!("attempt {attempt}: expected DeviceLost, found {other:?}").into()),
+        }
+        match pollster::block_on(lstm.run(&case.batch())) {
+            Err(e) if e.kind() == ErrorKind::DeviceLost => {}
+            other => return Err(format!("async attempt {attempt}: expected DeviceLost, found {other:?}").into()),
+        }
+    }
+    if engine.load_blocking(&case.weights).is_ok() {
+        return Err("loading on a lost device succeeded".into());
+    }
+    if begun.elapsed() > Duration::from_secs(10) {
+        return Err(format!("the errors took {:?}", begun.elapsed()).into());
+    }
+    // A new engine on the same adapter works.
+    let again = subject.open(|o| o)?;
+    again.load_blocking(&case.weights)?.run_blocking(&case.batch())?;
+    Ok(())
+}
+
+fn threads(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.engine()?;
+    let cases: Vec<Case> = (0..4).map(small).collect();
+    let models = cases.iter().map(|c| engine.load_blocking(&c.weights)).collect::<Result<Vec<_>, _>>()?;
+    let expected =
+        cases.iter().zip(&models).map(|(c, m)| m.run_blocking(&c.batch())).collect::<Result<Vec<_>, _>>()?;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..8)
+            .map(|n| {
+                let (case, model, expected) = (&cases[n % 4], &models[n % 4], &expected[n % 4]);
+                scope.spawn(move || -> Result<(), String> {
+                    for _ in 0..10 {
+                        let output = if n % 2 == 0 {
+                            model.run_blocking(&case.batch())
+                        } else {
+                            pollster::block_on(model.run(&case.batch()))
+                        };
+                        let output = output.map_err(|e| e.to_string())?;
+                        equal_outputs(&format!("thread {n}"), &output, expected)
+                            .map_err(|e| e.message().unwrap_or("differs").to_owned())?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|w| w.join().map_err(|_| "a thread panicked".to_owned())?)
+    })?;
+    Ok(())
+}
+
+/// A future that may move between threads, as an async server needs it.
+fn sendable<F: Future + Send>(future: F) -> F {
+    future
+}
+
+fn woken(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.engine()?;
+    let case = small(2);
+    let lstm = engine.load_blocking(&case.weights)?;
+    let expected = lstm.run_blocking(&case.batch())?;
+    let batch = case.batch();
+    let output = pollster::block_on(sendable(lstm.run(&batch)))?;
+    equal_outputs("async", &output, &expected)
+}
+
+fn dropped(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.engine()?;
+    let case = small(3);
+    let lstm = engine.load_blocking(&case.weights)?;
+    let expected = lstm.run_blocking(&case.batch())?;
+    for _ in 0..5 {
+        let batch = case.batch();
+        let mut future = Box::pin(lstm.run(&batch));
+        // Polled once, it has submitted its work and waits.
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            equal_outputs("already done", &output?, &expected)?;
+        }
+        drop(future);
+        equal_outputs("after a drop", &lstm.run_blocking(&case.batch())?, &expected)?;
+    }
+    Ok(())
+}
+
+fn self_test_time(subject: &Subject) -> Result<(), Failed> {
+    // Opening compiles and tests; a second dispatch of the same pipeline shows the test alone.
+    let engine = subject.engine()?;
+    let mut best = Duration::MAX;
+    for _ in 0..5 {
+        best = best.min(wgpu_lstm::internals::self_test_time(&engine).ok_or("not on a GPU")??);
+    }
+    if best > Duration::from_millis(50) {
+        return Err(format!("the self-test took {best:?}").into());
+    }
+    Ok(())
+}
+
+fn no_growth(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.open(|o| o)?;
+    let case = small(4);
+    let lstm = engine.load_blocking(&case.weights)?;
+    lstm.run_blocking(&case.batch())?;
+    let after_one = pooled_bytes(&engine);
+    for _ in 0..50 {
+        lstm.run_blocking(&case.batch())?;
+    }
+    let after_many = pooled_bytes(&engine);
+    if after_one == 0 || after_many != after_one {
+        return Err(format!("pooled bytes went from {after_one} to {after_many}").into());
+    }
+    Ok(())
+}
