@@ -42,7 +42,10 @@ impl FromStr for DeviceChoice {
     fn from_str(text: &str) -> Result<Self> {
         let trimmed = text.trim();
         Ok(match trimmed.to_ascii_lowercase().as_str() {
-            "" => bail!(DeviceNotFound, "device: expected auto, gpu, gpu:N, cpu, reference or a part of a name, found nothing"),
+            "" => bail!(
+                DeviceNotFound,
+                "device: expected auto, gpu, gpu:N, cpu, reference or a part of a name, found nothing"
+            ),
             "auto" => Self::Auto,
             "gpu" => Self::Gpu,
             "cpu" => Self::Cpu,
@@ -408,7 +411,10 @@ enum Model {
 
 impl fmt::Debug for Lstm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lstm").field("spec", &self.inner.spec).field("engine", &self.inner.engine).finish_non_exhaustive()
+        f.debug_struct("Lstm")
+            .field("spec", &self.inner.spec)
+            .field("engine", &self.inner.engine)
+            .finish_non_exhaustive()
     }
 }
 
@@ -434,7 +440,13 @@ impl Lstm {
     /// [`DeviceLimit`](ErrorKind::DeviceLimit) if the batch does not fit, naming the limit and what would;
     /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
     pub async fn run(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
-        self.dispatch(batch, #[cfg(feature = "gpu")] Waiting::Async, &|_| ()).await
+        self.dispatch(
+            batch,
+            #[cfg(feature = "gpu")]
+            Waiting::Async,
+            &|_| (),
+        )
+        .await
     }
 
     /// [`Lstm::run`], blocking; on the GPU path it waits on the calling thread, without a hand-over.
@@ -449,12 +461,13 @@ impl Lstm {
     ///
     /// # Errors
     /// As [`Lstm::run`].
-    pub fn run_with_progress(
-        &self,
-        batch: &SequenceBatch<'_>,
-        progress: &(dyn Fn(f64) + Sync),
-    ) -> Result<BatchOutput> {
-        pollster::block_on(self.dispatch(batch, #[cfg(feature = "gpu")] Waiting::Blocking, progress))
+    pub fn run_with_progress(&self, batch: &SequenceBatch<'_>, progress: &(dyn Fn(f64) + Sync)) -> Result<BatchOutput> {
+        pollster::block_on(self.dispatch(
+            batch,
+            #[cfg(feature = "gpu")]
+            Waiting::Blocking,
+            progress,
+        ))
     }
 
     async fn dispatch(

@@ -14,8 +14,8 @@ mod gpu_internals {
     };
     pub use crate::pack::{PackedLayer, pack_layer, unpack_layer};
     pub use crate::plan::{
-        BufferId, BufferRange, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, ScratchBuffer, Submit,
-        TileOverride, Upload,
+        BufferId, BufferRange, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, ScratchBuffer,
+        Submit, TileOverride, Upload,
     };
     pub use wgpu;
 

@@ -6,24 +6,24 @@
 //! Letters in shapes: T timesteps, B batch, I input size, H hidden size, P projection size, D directions,
 //! L layers. Gate rows are in the order i f g o.
 
-mod error;
-mod spec;
 mod batch;
-pub mod weights;
-pub mod reference;
 #[cfg(feature = "cpu")]
 mod cpu;
+mod engine;
+mod error;
+#[cfg(feature = "gpu")]
+mod gpu;
+#[doc(hidden)]
+pub mod internals;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]
 mod pack;
 #[cfg(feature = "gpu")]
 mod plan;
-#[cfg(feature = "gpu")]
-mod gpu;
-mod engine;
-#[doc(hidden)]
-pub mod internals;
+pub mod reference;
+mod spec;
+pub mod weights;
 
 pub use batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
 pub use engine::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, Engine, EngineOptions, LimitsProfile, Lstm};

@@ -174,9 +174,10 @@ impl LstmSpec {
     /// (layer index, layer, runs in reverse) of every cell: layer-major, forward before reverse. This is the
     /// order of states and of [`LstmWeights::cells`](crate::LstmWeights::cells).
     pub fn cells(&self) -> impl Iterator<Item = (usize, &LayerSpec, bool)> {
-        self.layers.iter().enumerate().flat_map(|(l, layer)| {
-            layer.direction.is_reverse().iter().map(move |&reverse| (l, layer, reverse))
-        })
+        self.layers
+            .iter()
+            .enumerate()
+            .flat_map(|(l, layer)| layer.direction.is_reverse().iter().map(move |&reverse| (l, layer, reverse)))
     }
 
     /// The number of cells, L·D for a uniform stack.

@@ -7,9 +7,10 @@ Each case becomes tests/data/goldens/NAME.safetensors with
     h_0 [L*D, B, H or P], c_0 [L*D, B, H]     absent in the cases named nostate
     output [B, T, D*(H or P)], h_n, c_n       PyTorch's answers, run packed; output is 0 past a length
 
-and string metadata: case, dtype, seed, torch. An f64 case and the f32 case of the same name are one
-draw; the f32 numbers are computed in f32 from the rounded draw. The cases named cell_* come from
-nn.LSTMCell, stepped by a loop: names without a suffix, all lengths T, one row of state [1, B, H].
+and string metadata: case, dtype, seed, torch. Weights, x and states are rounded to f32 in every case,
+so that a reader of f32 loses nothing; an f64 case holds the same numbers and computes in f64. The cases
+named cell_* come from nn.LSTMCell, stepped by a loop: names without a suffix, all lengths T, one row of
+state [1, B, H].
 
 Layers, directions, gates and biases differ in scale, so that a swap shows.
 
@@ -135,7 +136,7 @@ def run_cell(cell, x, h, c):
 def make_golden(case, dtype):
     """All tensors of one file."""
     torch.manual_seed(case.seed)
-    module = make_module(case).to(DTYPES[dtype])
+    module = make_module(case).float().to(DTYPES[dtype])
     batch_size = len(case.lengths)
     lengths = torch.tensor(case.lengths)
     x = torch.randn(batch_size, case.seq_len, case.input_size, dtype=torch.float64)
@@ -145,7 +146,7 @@ def make_golden(case, dtype):
     h_0 = 0.5 * torch.randn(stack, batch_size, case.proj_size or case.hidden_size, dtype=torch.float64)
     c_0 = torch.randn(stack, batch_size, case.hidden_size, dtype=torch.float64)
 
-    x, h_0, c_0 = (tensor.to(DTYPES[dtype]) for tensor in (x, h_0, c_0))
+    x, h_0, c_0 = (tensor.float().to(DTYPES[dtype]) for tensor in (x, h_0, c_0))
     tensors = dict(module.state_dict()) | {"x": x, "lengths": lengths}
     if case.state:
         tensors |= {"h_0": h_0, "c_0": c_0}

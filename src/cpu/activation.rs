@@ -57,7 +57,7 @@ fn exp_parts(x: f32) -> (f32, f32) {
     /// 1.5·2^23: adding it rounds to an integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts; n · HIGH is exact for |n| < 2^15.
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     // (e^r − 1 − r) / r² by weighted least squares over |r| ≤ ln 2 / 2, relative error of e^r 1.1e-9.
     const Q: [f32; 6] = [0.5, 0.166_666_66, 0.041_666_295, 0.008_333_497, 0.001_394_468_5, 0.000_197_903_72];

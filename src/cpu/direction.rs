@@ -34,6 +34,14 @@ pub(super) struct Collect {
     pub(super) cells: bool,
 }
 
+/// What a run may use.
+#[derive(Clone, Copy)]
+pub(super) struct Budget {
+    pub(super) threads: usize,
+    /// Bytes of gates that are projected at once; at least one timestep is.
+    pub(super) chunk_bytes: usize,
+}
+
 /// The results of one direction; rows are stored timestep after timestep, only valid ones.
 pub(super) struct DirectionOutput {
     /// [rows, H or P], if collected.
@@ -81,7 +89,7 @@ impl Weights {
         h: Vec<f32>,
         c: Vec<f32>,
         collect: Collect,
-        threads: usize,
+        budget: Budget,
     ) -> DirectionOutput {
         let gates = self.bias.len();
         let num_rows = group.starts[group.seq_len()];
@@ -97,18 +105,20 @@ impl Weights {
         let mut step = Step {
             weights: self,
             arch: Arch::new(),
-            threads,
+            threads: budget.threads,
             h_gates: vec![0.0; sequences * gates],
             hidden: room(self.weight_hr.is_some(), sequences, self.layer.hidden_size),
         };
         let mut x_gates = Vec::new();
         let mut gathered = Vec::new();
-        for chunk in chunks(group, gates, self.reverse) {
+        for chunk in chunks(group, budget.chunk_bytes / (gates * size_of::<f32>()), self.reverse) {
             let first_row = group.starts[chunk.start];
             let rows = group.starts[chunk.end] - first_row;
             let x = input.chunk(group, chunk.clone(), self.layer.input_size, &mut gathered);
-            x_gates.resize(rows * gates, 0.0);
-            self.weight_ih.multiply(x, &mut x_gates, threads);
+            if x_gates.len() < rows * gates {
+                x_gates = vec![0.0; rows * gates];
+            }
+            self.weight_ih.multiply(x, &mut x_gates[..rows * gates], budget.threads);
             for s in 0..chunk.len() {
                 let t = if self.reverse { chunk.end - 1 - s } else { chunk.start + s };
                 let active = group.active(t);
@@ -219,16 +229,14 @@ impl Rows<'_> {
     }
 }
 
-/// Cuts the timesteps so that the gates of a chunk stay small, at least one timestep each; in the order of the
+/// Cuts the timesteps into chunks of at most `max_rows` rows, but at least one timestep; in the order of the
 /// direction.
-fn chunks(group: &Group, gates: usize, reverse: bool) -> Vec<std::ops::Range<usize>> {
-    const CHUNK_BYTES: usize = 4 << 20;
-    let max_rows = CHUNK_BYTES / (gates * size_of::<f32>());
+fn chunks(group: &Group, max_rows: usize, reverse: bool) -> Vec<std::ops::Range<usize>> {
     let mut chunks = Vec::new();
     let mut start = 0;
     while start < group.seq_len() {
-        let end = group.starts.partition_point(|&s| s <= group.starts[start] + max_rows) - 1;
-        let end = end.clamp(start + 1, group.seq_len());
+        let fitting = group.starts.partition_point(|&s| s <= group.starts[start] + max_rows) - 1;
+        let end = fitting.clamp(start + 1, group.seq_len());
         chunks.push(start..end);
         start = end;
     }
@@ -236,4 +244,22 @@ fn chunks(group: &Group, gates: usize, reverse: bool) -> Vec<std::ops::Range<usi
         chunks.reverse();
     }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_every_timestep_once() {
+        let group = Group::new(vec![2, 0, 1, 3], &[4, 2, 5, 0]);
+        assert_eq!(group.starts, [0, 3, 6, 8, 10, 11]);
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|t| group.active(t)), [3, 3, 2, 2, 1, 0]);
+        assert_eq!(chunks(&group, 0, false), [0..1, 1..2, 2..3, 3..4, 4..5]);
+        assert_eq!(chunks(&group, 5, false), [0..1, 1..3, 3..5]);
+        assert_eq!(chunks(&group, 6, true), [2..5, 0..2]);
+        assert_eq!(chunks(&group, 10, true), [4..5, 0..4]);
+        assert_eq!(chunks(&Group::new(vec![0], &[0]), 9, false), []);
+        assert_eq!(chunks(&Group::new(vec![], &[]), 9, false), []);
+    }
 }

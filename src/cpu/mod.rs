@@ -17,9 +17,9 @@ use rayon::prelude::*;
 
 use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
 use crate::error::Result;
-use crate::spec::LstmSpec;
+use crate::spec::{Direction, LstmSpec};
 use crate::weights::LstmWeights;
-use direction::{Collect, DirectionOutput, Rows, Weights};
+use direction::{Budget, Collect, DirectionOutput, Rows, Weights};
 
 /// The number of threads that a run may use.
 pub(crate) fn num_threads() -> usize {
@@ -31,22 +31,29 @@ pub(crate) struct CpuLstm {
     spec: LstmSpec,
     /// One per cell of the spec, in its order.
     cells: Vec<Weights>,
+    chunk_bytes: usize,
 }
 
 impl CpuLstm {
     /// Packs the weights.
     pub(crate) fn new(weights: &LstmWeights) -> Self {
+        /// Small enough that the gates are still in the cache when their timestep comes.
+        const CHUNK_BYTES: usize = 4 << 20;
+        Self::with_chunk_bytes(weights, CHUNK_BYTES)
+    }
+
+    fn with_chunk_bytes(weights: &LstmWeights, chunk_bytes: usize) -> Self {
         let cells = weights.spec().cells().zip(weights.cells());
         let cells = cells.map(|((_, layer, reverse), cell)| Weights::new(layer, reverse, cell)).collect();
-        Self { spec: weights.spec().clone(), cells }
+        Self { spec: weights.spec().clone(), cells, chunk_bytes }
     }
 
     /// Runs a batch that [`SequenceBatch::validate`] has accepted for this model's spec.
     pub(crate) fn run(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         let groups = self.groups(batch);
-        let threads = (num_threads() / groups.len().max(1)).max(1);
+        let budget = Budget { threads: (num_threads() / groups.len()).max(1), chunk_bytes: self.chunk_bytes };
         let results: Vec<Vec<DirectionOutput>> =
-            groups.par_iter().map(|group| self.run_group(batch, group, threads)).collect();
+            groups.par_iter().map(|group| self.run_group(batch, group, budget)).collect();
         Ok(self.assemble(batch, &groups, &results))
     }
 
@@ -65,11 +72,12 @@ impl CpuLstm {
     }
 
     /// All layers of one group; the result has one entry per cell of the spec.
-    fn run_group(&self, batch: &SequenceBatch<'_>, group: &Group, threads: usize) -> Vec<DirectionOutput> {
+    fn run_group(&self, batch: &SequenceBatch<'_>, group: &Group, budget: Budget) -> Vec<DirectionOutput> {
         let requested = batch.requested();
-        let mut states = States::new(batch);
+        let mut h_0 = Blocks { states: batch.initial_h(), batch_size: batch.batch_size() };
+        let mut c_0 = Blocks { states: batch.initial_c(), batch_size: batch.batch_size() };
         let mut cells = self.cells.iter();
-        let mut results: Vec<DirectionOutput> = Vec::new();
+        let mut results = Vec::new();
         let mut rows = Rows::Batch(batch);
         for (l, layer) in self.spec.layers().iter().enumerate() {
             let is_last = l + 1 == self.spec.num_layers();
@@ -78,23 +86,22 @@ impl CpuLstm {
                 last: is_last && requested.sequence == SequenceOutput::Last,
                 cells: is_last && requested.cells,
             };
-            let mut jobs = cells.by_ref().take(layer.num_directions()).map(|weights| {
-                let h = states.h.next(group, layer.h_size());
-                let c = states.c.next(group, layer.hidden_size);
-                (weights, h, c)
-            });
-            let rows_ref = &rows;
-            let run = |(weights, h, c): (&Weights, _, _), threads| weights.run(group, rows_ref, h, c, collect, threads);
-            let first = jobs.next().expect("a layer has at least one direction");
-            let outputs = match jobs.next() {
-                None => vec![run(first, threads)],
-                Some(second) if threads == 1 => vec![run(first, 1), run(second, 1)],
-                Some(second) => {
-                    let (a, b) = rayon::join(|| run(first, threads / 2), || run(second, threads / 2));
-                    vec![a, b]
+            let mut next = || {
+                let weights = cells.next().expect("one cell per layer and direction");
+                (weights, h_0.next(group, layer.h_size()), c_0.next(group, layer.hidden_size))
+            };
+            let run = |(weights, h, c): (&Weights, _, _), threads| {
+                weights.run(group, &rows, h, c, collect, Budget { threads, ..budget })
+            };
+            let outputs = match (layer.direction, budget.threads) {
+                (Direction::Forward | Direction::Reverse, threads) => vec![run(next(), threads)],
+                (Direction::Bidirectional, 1) => vec![run(next(), 1), run(next(), 1)],
+                (Direction::Bidirectional, threads) => {
+                    let (forward, reverse) = (next(), next());
+                    let (forward, reverse) = rayon::join(|| run(forward, threads / 2), || run(reverse, threads / 2));
+                    vec![forward, reverse]
                 }
             };
-            drop(jobs);
             if !is_last {
                 rows = Rows::Packed(concatenate(layer.h_size(), &outputs));
             }
@@ -198,24 +205,9 @@ impl Group {
 }
 
 /// The initial states of a batch, taken cell after cell.
-struct States<'a> {
-    h: Blocks<'a>,
-    c: Blocks<'a>,
-}
-
 struct Blocks<'a> {
     states: Option<&'a [f32]>,
     batch_size: usize,
-}
-
-impl<'a> States<'a> {
-    fn new(batch: &SequenceBatch<'a>) -> Self {
-        let batch_size = batch.batch_size();
-        Self {
-            h: Blocks { states: batch.initial_h(), batch_size },
-            c: Blocks { states: batch.initial_c(), batch_size },
-        }
-    }
 }
 
 impl Blocks<'_> {
@@ -243,4 +235,50 @@ fn concatenate(width: usize, outputs: &[DirectionOutput]) -> Vec<f32> {
         }
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Layout;
+    use crate::reference;
+
+    #[test]
+    fn neither_chunks_nor_groups_lose_a_row() {
+        let spec = LstmSpec::stack(9, 12, 2).direction(Direction::Bidirectional).projection(5).build().unwrap();
+        let weights = LstmWeights::random(&spec, 21);
+        let (batch_size, seq_len) = (67, 31);
+        let x: Vec<f32> = (0..batch_size * seq_len * 9).map(|i| (i as f32 * 0.61).sin()).collect();
+        let lengths: Vec<usize> = (0..batch_size).map(|b| (b * 13) % (seq_len + 1)).collect();
+        let batch = SequenceBatch::new(&x, [seq_len, batch_size, 9], Layout::TimeMajor).unwrap();
+        let batch = batch.lengths(&lengths).unwrap();
+        let expected = reference::run::<f64>(&weights, &batch).unwrap();
+        for chunk_bytes in [0, 4 * 48 * 70, 1 << 20] {
+            let model = CpuLstm::with_chunk_bytes(&weights, chunk_bytes);
+            let found = model.run(&batch).unwrap();
+            for (found, expected) in
+                [(&found.output, &expected.output), (&found.h_n, &expected.h_n), (&found.c_n, &expected.c_n)]
+            {
+                let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
+                assert_eq!(found.len(), expected.len());
+                let worst = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);
+                assert!(worst < 1e-6, "{worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_share_all_sequences() {
+        let spec = LstmSpec::stack(9, 64, 1).build().unwrap();
+        let model = CpuLstm::new(&LstmWeights::random(&spec, 1));
+        for (batch_size, seq_len) in [(0, 3), (1, 0), (5, 100), (100, 50), (1000, 10)] {
+            let x = vec![0.0; batch_size * seq_len * 9];
+            let batch = SequenceBatch::new(&x, [batch_size, seq_len, 9], Layout::BatchMajor).unwrap();
+            let groups = model.groups(&batch);
+            assert!((1..=num_threads()).contains(&groups.len()));
+            let mut all: Vec<usize> = groups.iter().flat_map(|g| g.sequences.clone()).collect();
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..batch_size));
+        }
+    }
 }

@@ -75,11 +75,8 @@ impl Context {
             required.max_buffer_size = has.max_buffer_size;
             required.min_uniform_buffer_offset_alignment = has.min_uniform_buffer_offset_alignment;
         }
-        let descriptor = wgpu::DeviceDescriptor {
-            label: Some("lstm.device"),
-            required_limits: required,
-            ..Default::default()
-        };
+        let descriptor =
+            wgpu::DeviceDescriptor { label: Some("lstm.device"), required_limits: required, ..Default::default() };
         let (device, queue) = adapter
             .request_device(&descriptor)
             .await
@@ -131,8 +128,13 @@ impl Context {
             (value, (validation.pop(), memory.pop(), internal.pop()))
         };
         let reports = [reports.0.await, reports.1.await, reports.2.await];
+        let report = reports.into_iter().flatten().next();
+        if report.is_some() {
+            // After a loss wgpu reports invalid objects; the loss itself is told at the next poll.
+            let _ = self.device.poll(wgpu::PollType::Poll);
+        }
         self.faults.check()?;
-        match reports.into_iter().flatten().next() {
+        match report {
             None => Ok(value),
             Some(wgpu::Error::OutOfMemory { .. }) => {
                 bail!(OutOfMemory, "{what}: the device is out of memory; a smaller batch or memory budget would help")

@@ -22,18 +22,21 @@ impl GpuLstm {
     pub(crate) async fn load(context: &Arc<Context>, weights: &LstmWeights) -> Result<Self> {
         let spec = weights.spec().clone();
         let layers = spec.layers();
-        let limit = context.limits.binding_bytes.min(context.limits.buffer_bytes);
         for l in 0..layers.len() {
             let layout = LayerLayout::new(layers, l);
             for part in ModelPart::ALL {
-                let size = layout.size_bytes(part);
-                if size > limit {
-                    bail!(
-                        DeviceLimit,
-                        "max_storage_buffer_binding_size: {} of layer {l} needs {size} bytes, the device has {limit}; \
-                         the CPU backend or a device with larger bindings would help",
-                        part.name()
-                    );
+                for (name, size, limit) in [
+                    ("max_storage_buffer_binding_size", layout.binding_bytes(part), context.limits.binding_bytes),
+                    ("max_buffer_size", layout.size_bytes(part), context.limits.buffer_bytes),
+                ] {
+                    if size > limit {
+                        bail!(
+                            DeviceLimit,
+                            "{name}: {} of layer {l} needs {size} bytes, the device has {limit}; the CPU backend or a \
+                             device with a larger limit would help",
+                            part.name()
+                        );
+                    }
                 }
             }
         }

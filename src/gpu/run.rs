@@ -188,9 +188,8 @@ impl<'a> Resources<'a> {
     ) -> InFlight {
         let context = &self.model.context;
         let submit = &plan.submits[index];
-        let mut encoder = context
-            .device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
+        let mut encoder =
+            context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
         for upload in &submit.uploads {
             match upload {
                 Upload::Clear { buffer } => encoder.clear_buffer(self.buffer(*buffer), 0, None),
@@ -198,10 +197,8 @@ impl<'a> Resources<'a> {
             }
         }
         {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some("lstm.run"),
-                timestamp_writes: None,
-            });
+            let mut pass = encoder
+                .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("lstm.run"), timestamp_writes: None });
             let mut current = None;
             for dispatch in &submit.dispatches {
                 if current != Some(dispatch.kernel) {
@@ -240,7 +237,8 @@ impl<'a> Resources<'a> {
     }
 
     fn upload(&self, plan: &Plan, batch: &SequenceBatch<'_>, upload: &Upload) {
-        let write = |buffer: BufferId, bytes: &[u8]| self.model.context.queue.write_buffer(self.buffer(buffer), 0, bytes);
+        let write =
+            |buffer: BufferId, bytes: &[u8]| self.model.context.queue.write_buffer(self.buffer(buffer), 0, bytes);
         match upload {
             Upload::Uniforms { buffer, bytes } => write(*buffer, bytes),
             Upload::InputRows { buffer, rows, stride } => {
@@ -286,9 +284,7 @@ pub(super) fn mapped_bytes(buffer: &wgpu::Buffer) -> Result<Vec<u8>> {
 }
 
 fn mapped_view(buffer: &wgpu::Buffer) -> Result<wgpu::BufferView> {
-    buffer
-        .get_mapped_range(..)
-        .map_err(|e| Error::new(ErrorKind::DeviceFault, format!("reading back: {e}")))
+    buffer.get_mapped_range(..).map_err(|e| Error::new(ErrorKind::DeviceFault, format!("reading back: {e}")))
 }
 
 /// The output in the making.
@@ -359,11 +355,27 @@ impl<'a> Results<'a> {
                 }
                 Content::HiddenN { layer } => {
                     let (first, _) = state_offsets(self.model, *layer, batch.batch_size());
-                    put_state(self.output.h_n.as_mut(), first, values, plan, spec, *layer, spec.layers()[*layer].h_size());
+                    put_state(
+                        self.output.h_n.as_mut(),
+                        first,
+                        values,
+                        plan,
+                        spec,
+                        *layer,
+                        spec.layers()[*layer].h_size(),
+                    );
                 }
                 Content::CellN { layer } => {
                     let (_, first) = state_offsets(self.model, *layer, batch.batch_size());
-                    put_state(self.output.c_n.as_mut(), first, values, plan, spec, *layer, spec.layers()[*layer].hidden_size);
+                    put_state(
+                        self.output.c_n.as_mut(),
+                        first,
+                        values,
+                        plan,
+                        spec,
+                        *layer,
+                        spec.layers()[*layer].hidden_size,
+                    );
                 }
                 Content::Last => {
                     if let Some(out) = self.output.last.as_mut() {
@@ -371,9 +383,8 @@ impl<'a> Results<'a> {
                         let stride = padded(width);
                         for d in 0..last.num_directions() {
                             for (rank, &b) in plan.schedule.order().iter().enumerate() {
-                                out[b * last.output_size() + d * width..][..width].copy_from_slice(
-                                    &values[(d * batch.batch_size() + rank) * stride..][..width],
-                                );
+                                out[b * last.output_size() + d * width..][..width]
+                                    .copy_from_slice(&values[(d * batch.batch_size() + rank) * stride..][..width]);
                             }
                         }
                     }

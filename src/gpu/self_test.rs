@@ -8,8 +8,8 @@ use crate::kernels::{Kernel, KernelId};
 
 /// Where tanh and sigmoid go wrong on some drivers, and where they must be accurate.
 const PROBES: [f32; 19] = [
-    -3.0e38, -1.0e4, -100.0, -89.0, -20.0, -5.0, -1.0, -0.28, -0.1, 0.0, 1.0e-4, 0.27, 0.5, 2.0, 9.0, 16.0, 89.0, 1.0e4,
-    3.0e38,
+    -3.0e38, -1.0e4, -100.0, -89.0, -20.0, -5.0, -1.0, -0.28, -0.1, 0.0, 1.0e-4, 0.27, 0.5, 2.0, 9.0, 16.0, 89.0,
+    1.0e4, 3.0e38,
 ];
 const LONG_LOOP: u32 = 70_000;
 const NESTED: (u32, u32) = (300, 300);
@@ -21,12 +21,8 @@ pub(crate) async fn run(context: &Context) -> Result<Option<u32>> {
     let id = KernelId { kernel: Kernel::SelfTest, rows: 1, lanes: 64 };
     let pipeline = context.pipeline(id).await?;
     let n = PROBES.len() as u64;
-    let params = SelfTestParams {
-        num_probes: n as u32,
-        long_loop: LONG_LOOP,
-        outer_loop: NESTED.0,
-        inner_loop: NESTED.1,
-    };
+    let params =
+        SelfTestParams { num_probes: n as u32, long_loop: LONG_LOOP, outer_loop: NESTED.0, inner_loop: NESTED.1 };
     let (staging, index) = context
         .guarded("self-test", || {
             let buffer = |label, size, usage| {
@@ -115,7 +111,8 @@ mod tests {
     use crate::ErrorKind;
 
     fn good_values() -> Vec<f32> {
-        let dot: f64 = PROBES.iter().rev().enumerate().map(|(k, p)| f64::from(p.clamp(-1.0, 1.0)) * (k + 1) as f64).sum();
+        let dot: f64 =
+            PROBES.iter().rev().enumerate().map(|(k, p)| f64::from(p.clamp(-1.0, 1.0)) * (k + 1) as f64).sum();
         PROBES
             .iter()
             .flat_map(|&x| {

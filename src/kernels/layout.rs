@@ -30,8 +30,7 @@ pub enum ModelPart {
 
 impl ModelPart {
     /// All parts.
-    pub const ALL: [ModelPart; 4] =
-        [ModelPart::WeightsIh, ModelPart::Bias, ModelPart::WeightsHh, ModelPart::WeightsHr];
+    pub const ALL: [ModelPart; 4] = [ModelPart::WeightsIh, ModelPart::Bias, ModelPart::WeightsHh, ModelPart::WeightsHr];
 
     /// `weights_ih`
     pub fn name(self) -> &'static str {
@@ -107,6 +106,15 @@ impl LayerLayout {
     /// Bytes of the projection weights of one direction; 0 without projection.
     pub fn weights_hr_bytes(&self) -> u64 {
         if self.projected { (padded(self.hidden_size) * padded(self.h_size) / 4) as u64 * VEC4 } else { 0 }
+    }
+
+    /// Bytes of the largest binding of a buffer.
+    pub fn binding_bytes(&self, part: ModelPart) -> u64 {
+        match part {
+            ModelPart::WeightsIh => self.weights_ih(0).end,
+            ModelPart::Bias => self.bias(0).end,
+            ModelPart::WeightsHh | ModelPart::WeightsHr => self.size_bytes(part),
+        }
     }
 
     /// Bytes of a buffer.

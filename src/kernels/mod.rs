@@ -136,53 +136,49 @@ impl Kernel {
         use params::{CopyParams, InputParams, SelfTestParams, Step};
         match self {
             Kernel::InputProjection => {
-                const { &[
-                    dynamic_uniform::<InputParams>("params"),
-                    read("x0"),
-                    read("x1"),
-                    read("weights"),
-                    read("bias"),
-                    read_write("x_gates"),
-                ] }
+                const {
+                    &[
+                        dynamic_uniform::<InputParams>("params"),
+                        read("x0"),
+                        read("x1"),
+                        read("weights"),
+                        read("bias"),
+                        read_write("x_gates"),
+                    ]
+                }
             }
             Kernel::RecurrentStep | Kernel::RecurrentStepProjected => {
-                const { &[
-                    dynamic_uniform::<Step>("timestep"),
-                    read("x_gates"),
-                    read("w_hh"),
-                    read("h_prev"),
-                    read_write("next"),
-                    read_write("state"),
-                    read_write("y0"),
-                    read_write("y1"),
-                ] }
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x_gates"),
+                        read("w_hh"),
+                        read("h_prev"),
+                        read_write("next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                    ]
+                }
             }
             Kernel::ProjectionStep => {
-                const { &[
-                    dynamic_uniform::<Step>("timestep"),
-                    read("w_hr"),
-                    read("m"),
-                    read_write("h_next"),
-                    read_write("state"),
-                    read_write("y0"),
-                    read_write("y1"),
-                ] }
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("w_hr"),
+                        read("m"),
+                        read_write("h_next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                    ]
+                }
             }
             Kernel::CopyRows => {
-                const { &[
-                    dynamic_uniform::<CopyParams>("params"),
-                    read("table"),
-                    read("src"),
-                    read_write("dst"),
-                ] }
+                const { &[dynamic_uniform::<CopyParams>("params"), read("table"), read("src"), read_write("dst")] }
             }
             Kernel::SelfTest => {
-                const { &[
-                    uniform::<SelfTestParams>("params"),
-                    read("probes"),
-                    read_write("counts"),
-                    read_write("values"),
-                ] }
+                const { &[uniform::<SelfTestParams>("params"), read("probes"), read_write("counts"), read_write("values")] }
             }
         }
     }
@@ -275,16 +271,10 @@ impl KernelId {
                 }),
             ),
             Kernel::RecurrentStep => (&[RECURRENT_STEP, EMIT_H, STEP, ACTIVATION], Some(RowFunctions::STEP)),
-            Kernel::RecurrentStepProjected => {
-                (&[RECURRENT_STEP, EMIT_M, STEP, ACTIVATION], Some(RowFunctions::STEP))
-            }
+            Kernel::RecurrentStepProjected => (&[RECURRENT_STEP, EMIT_M, STEP, ACTIVATION], Some(RowFunctions::STEP)),
             Kernel::ProjectionStep => (
                 &[PROJECTION_STEP, STEP],
-                Some(RowFunctions {
-                    weights: "w_hr",
-                    inputs: &[("dot_m", "m")],
-                    finish_leading: &["direction"],
-                }),
+                Some(RowFunctions { weights: "w_hr", inputs: &[("dot_m", "m")], finish_leading: &["direction"] }),
             ),
             Kernel::CopyRows => (&[COPY_ROWS], None),
             Kernel::SelfTest => (&[SELF_TEST, ACTIVATION], None),

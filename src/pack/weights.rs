@@ -151,8 +151,12 @@ mod tests {
             (12, 8, Direction::Reverse, Some(3), true),
             (9, 27, Direction::Bidirectional, Some(5), false),
         ] {
-            let spec =
-                LstmSpec::stack(input, hidden, 2).direction(direction).projection(projection).bias(bias).build().unwrap();
+            let spec = LstmSpec::stack(input, hidden, 2)
+                .direction(direction)
+                .projection(projection)
+                .bias(bias)
+                .build()
+                .unwrap();
             let mut cells = LstmWeights::random(&spec, 3).cells().to_vec();
             for cell in &mut cells {
                 // The packed bias is the sum; with a zero second bias it comes back as the first.

@@ -18,7 +18,7 @@ use std::fmt::Write;
 use std::ops::Range;
 
 use crate::batch::{Layout, Outputs, SequenceOutput};
-use crate::error::{Result, bail};
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step};
 use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
 use crate::spec::{LayerSpec, LstmSpec};
@@ -102,6 +102,15 @@ pub enum BufferId {
     CallerInput,
     /// The caller's output on the device.
     CallerOutput,
+}
+
+impl BufferId {
+    fn scratch(self) -> Option<usize> {
+        match self {
+            BufferId::Scratch(index) => Some(index),
+            _ => None,
+        }
+    }
 }
 
 /// A range of a buffer; `size_bytes` 0 means to its end.
@@ -287,7 +296,15 @@ impl Plan {
     /// budget even in the smallest chunks; the message names the limit and the largest batch or what would help.
     /// [`Unsupported`](crate::ErrorKind::Unsupported) if a sum needs more loop trips than the driver completes.
     pub fn new(request: &PlanRequest<'_>) -> Result<Plan> {
-        Planner::new(request)?.run()
+        let schedule = Schedule::new(request.lengths);
+        let (fewest, mut rows) = (schedule.active(0), schedule.num_rows());
+        // An early group may take what a later one needs; smaller chunks in all of them leave more.
+        loop {
+            match Planner::new(request, schedule.clone(), rows).run() {
+                Err(Refusal { over_budget: true, .. }) if rows > fewest => rows = (rows / 2).max(fewest),
+                outcome => return outcome.map_err(|refusal| refusal.error),
+            }
+        }
     }
 
     /// Bytes of all scratch buffers.
@@ -321,7 +338,9 @@ impl Plan {
             writeln!(out, "submit {i}")?;
             for upload in &submit.uploads {
                 match upload {
-                    Upload::Uniforms { buffer, bytes } => writeln!(out, "  upload uniforms {} B to {buffer:?}", bytes.len())?,
+                    Upload::Uniforms { buffer, bytes } => {
+                        writeln!(out, "  upload uniforms {} B to {buffer:?}", bytes.len())?
+                    }
                     other => writeln!(out, "  upload {other:?}")?,
                 }
             }
@@ -374,33 +393,66 @@ struct Planner<'a> {
     request: &'a PlanRequest<'a>,
     layers: &'a [LayerSpec],
     schedule: Schedule,
+    max_chunk_rows: usize,
     scratch: Vec<ScratchBuffer>,
     bind_groups: Vec<BindGroup>,
     bind_group_index: HashMap<BindGroup, usize>,
     submits: Vec<Submit>,
     rows: RowLayout,
+    /// The buffers of chunks: one per role, shared by all groups and grown to the largest.
+    slots: HashMap<Slot, usize>,
+    /// Whole sequences that no later group reads; the next ones take their place.
+    dead_planes: Vec<usize>,
+}
+
+/// The role of a buffer that holds a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Slot {
+    Gates,
+    Input,
+    /// The sequence between two layers of a group, by parity of the layer.
+    Inner(usize),
+    Output,
+    RowTable,
+    Uniforms,
+}
+
+/// Why there is no plan.
+struct Refusal {
+    error: Error,
+    /// Whether it was for the memory budget, so that smaller chunks may help.
+    over_budget: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, over_budget: false }
+    }
 }
 
 impl<'a> Planner<'a> {
-    fn new(request: &'a PlanRequest<'a>) -> Result<Self> {
+    /// A planner whose chunks have at most `max_chunk_rows` rows.
+    fn new(request: &'a PlanRequest<'a>, schedule: Schedule, max_chunk_rows: usize) -> Self {
         let layers = request.spec.layers();
-        let schedule = Schedule::new(request.lengths);
         debug_assert!(schedule.num_rows() > 0, "empty batches never reach the plan");
         let all = request.outputs.sequence == SequenceOutput::All;
         let rows = RowLayout::new(request.spec.last_layer(), all, request.outputs.cells);
-        Ok(Self {
+        Self {
             request,
             layers,
             schedule,
+            max_chunk_rows,
             scratch: Vec::new(),
             bind_groups: Vec::new(),
             bind_group_index: HashMap::new(),
             submits: Vec::new(),
             rows,
-        })
+            slots: HashMap::new(),
+            dead_planes: Vec::new(),
+        }
     }
 
-    fn run(mut self) -> Result<Plan> {
+    fn run(mut self) -> Result<Plan, Refusal> {
         let buffers = self.allocate_states()?;
         let mut source = None;
         for group in self.groups() {
@@ -455,9 +507,51 @@ impl<'a> Planner<'a> {
         Ok(BufferId::Scratch(self.scratch.len() - 1))
     }
 
-    fn budget_left(&self) -> u64 {
-        let used: u64 = self.scratch.iter().map(|b| b.size_bytes).sum();
-        self.request.limits.budget_bytes.saturating_sub(used)
+    /// The buffer of a role, grown to `size_bytes`.
+    fn allocate_slot(&mut self, slot: Slot, size_bytes: u64) -> Result<BufferId> {
+        let label = match slot {
+            Slot::Gates => "x_gates".to_owned(),
+            Slot::Input => "x".to_owned(),
+            Slot::Inner(parity) => format!("y_inner{parity}"),
+            Slot::Output => "y".to_owned(),
+            Slot::RowTable => "row_table".to_owned(),
+            Slot::Uniforms => "uniforms".to_owned(),
+        };
+        let before = self.slots.get(&slot).copied();
+        let fresh = self.allocate(label, size_bytes, slot == Slot::Uniforms)?;
+        let index = match before {
+            Some(index) => {
+                let grown = self.scratch.pop().expect("just pushed").size_bytes;
+                self.scratch[index].size_bytes = self.scratch[index].size_bytes.max(grown);
+                index
+            }
+            None => self.scratch.len() - 1,
+        };
+        self.slots.insert(slot, index);
+        Ok(if before.is_some() { BufferId::Scratch(index) } else { fresh })
+    }
+
+    /// A buffer for a whole sequence: a dead one that has to grow least, or a new one.
+    fn allocate_plane(&mut self, label: String, size_bytes: u64) -> Result<BufferId> {
+        let fresh = self.allocate(label, size_bytes, false)?;
+        let growth = |&i: &usize| size_bytes.saturating_sub(self.scratch[i].size_bytes);
+        let Some(index) = self.dead_planes.iter().copied().min_by_key(growth) else { return Ok(fresh) };
+        self.dead_planes.retain(|&i| i != index);
+        let grown = self.scratch.pop().expect("just pushed");
+        let reused = &mut self.scratch[index];
+        reused.label = format!("{}+{}", reused.label, grown.label);
+        reused.size_bytes = reused.size_bytes.max(grown.size_bytes);
+        Ok(BufferId::Scratch(index))
+    }
+
+    /// Storage bytes of all buffers if the slots have at least these sizes.
+    fn storage_with(&self, slots: &[(Slot, u64)]) -> u64 {
+        let now: u64 = self.scratch.iter().filter(|b| !b.uniform).map(|b| b.size_bytes).sum();
+        let growth = slots.iter().filter(|(_, size)| *size > 0).map(|(slot, size)| {
+            let has = self.slots.get(slot).map_or(0, |&i| self.scratch[i].size_bytes);
+            size.next_multiple_of(VEC4).max(VEC4).saturating_sub(has)
+        });
+        now + growth.sum::<u64>()
     }
 
     /// State buffers of every layer, with their initial content in the first submit.
@@ -495,12 +589,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans all chunks of a group; returns where its output lies.
-    fn plan_group(
-        &mut self,
-        group: &Group,
-        source: Option<RowSource>,
-        buffers: &[LayerBuffers],
-    ) -> Result<RowSource> {
+    fn plan_group(&mut self, group: &Group, source: Option<RowSource>, buffers: &[LayerBuffers]) -> Result<RowSource, Refusal> {
         let limits = self.request.limits;
         let whole = group.reverse != [false];
         let total_rows = self.schedule.num_rows();
@@ -519,7 +608,7 @@ impl<'a> Planner<'a> {
                 let k4 = padded(self.layers[0].input_size) / 4;
                 let row_bytes = k4 as u64 * VEC4;
                 let buffer = if whole {
-                    Some(self.allocate("x".into(), total_rows as u64 * row_bytes, false)?)
+                    Some(self.allocate_plane("x".into(), total_rows as u64 * row_bytes)?)
                 } else {
                     input_chunk = Some(row_bytes);
                     None
@@ -538,7 +627,7 @@ impl<'a> Planner<'a> {
         if out_whole && out_stride > 0 {
             for (d, plane) in out_planes.iter_mut().enumerate().take(group.reverse.len()) {
                 let label = format!("y{d}.l{}", group.layers.end - 1);
-                *plane = Some(self.allocate(label, total_rows as u64 * out_stride as u64 * F32, false)?);
+                *plane = Some(self.allocate_plane(label, total_rows as u64 * out_stride as u64 * F32)?);
             }
         }
 
@@ -552,34 +641,46 @@ impl<'a> Planner<'a> {
             inner_row[l % 2] = inner_row[l % 2].max(out_layout(l).stride as u64 * F32);
         }
         let out_row = if out_whole { 0 } else { out_stride as u64 * F32 };
-        let table_row = if self.uses_table() { F32 } else { 0 };
-        let widest = [gates_row, inner_row[0], inner_row[1], out_row, input_chunk.unwrap_or(0)].into_iter().max();
-        let widest = widest.expect("not empty");
-        let row_bytes = gates_row + inner_row[0] + inner_row[1] + out_row + input_chunk.unwrap_or(0) + table_row;
+        let row_table = self.uses_table() && (source.is_none() || is_last);
+        // A whole sequence goes through the table at once.
+        let table_bytes = |rows: u64| if row_table { F32 * if whole { total_rows as u64 } else { rows } } else { 0 };
+        let slots = |rows: u64| {
+            [
+                (Slot::Gates, rows * gates_row),
+                (Slot::Input, rows * input_chunk.unwrap_or(0)),
+                (Slot::Inner(0), rows * inner_row[0]),
+                (Slot::Inner(1), rows * inner_row[1]),
+                (Slot::Output, rows * out_row),
+                (Slot::RowTable, table_bytes(rows)),
+            ]
+        };
+        let widest = slots(1)[..5].iter().map(|(_, bytes)| *bytes).max().expect("not empty");
 
         let active = self.schedule.active(0) as u64;
         let by_binding = limits.binding_bytes.min(limits.buffer_bytes) / widest;
-        let by_budget = self.budget_left() / row_bytes;
         let by_workgroups = u64::from(limits.workgroups) * u64::from(tiles::rows_per_dispatch(self.request.tiles));
+        let fits = |rows: u64| self.storage_with(&slots(rows)) <= limits.budget_bytes;
+        let by_budget = largest(total_rows as u64, fits);
         let hard = by_binding.min(by_budget).min(by_workgroups);
         if hard < active {
-            let (name, has, row) = if by_binding < active {
-                ("max_storage_buffer_binding_size", limits.binding_bytes, widest)
+            let (name, has, needs) = if by_binding < active {
+                ("max_storage_buffer_binding_size", limits.binding_bytes, active * widest)
             } else if by_budget < active {
-                ("memory budget", self.budget_left(), row_bytes)
+                ("memory budget", limits.budget_bytes, self.storage_with(&slots(active)))
             } else {
-                ("max_compute_workgroups_per_dimension", by_workgroups, 1)
+                ("max_compute_workgroups_per_dimension", by_workgroups, active)
             };
-            bail!(
-                DeviceLimit,
-                "{name}: one timestep of layer {} of {active} sequences needs {} bytes, {has} are left; the largest \
-                 batch that fits has {hard} sequences{}",
+            let message = format!(
+                "{name}: layer {} with {active} sequences needs {needs} {} for chunks of one timestep, the limit is \
+                 {has}; {}a batch of at most {hard} such sequences would help",
                 group.layers.start,
-                active * row,
-                if name == "memory budget" { "; a larger memory budget would help" } else { "" }
+                if name.starts_with("max_compute") { "rows" } else { "bytes" },
+                if name == "memory budget" { "a larger budget or " } else { "" }
             );
+            let error = Error::new(ErrorKind::DeviceLimit, message);
+            return Err(Refusal { error, over_budget: name == "memory budget" });
         }
-        let capacity = hard.min((GATES_TARGET_BYTES / gates_row).max(active)).min(total_rows as u64) as usize;
+        let capacity = hard.min((GATES_TARGET_BYTES / gates_row).max(active)).min(self.max_chunk_rows as u64) as usize;
         let chunks = self.cut(group.reverse, capacity);
         let capacity = chunks
             .iter()
@@ -587,36 +688,27 @@ impl<'a> Planner<'a> {
             .max()
             .expect("a batch with a valid row has a chunk");
 
-        let first = group.layers.start;
-        let gates = self.allocate(format!("x_gates.l{first}"), capacity as u64 * gates_row, false)?;
-        let input = match input_chunk {
-            Some(row) => {
-                let buffer = self.allocate("x".into(), capacity as u64 * row, false)?;
-                RowSource { planes: [Some(buffer), None], ..input }
-            }
-            None => input,
+        let mut slot = |slot: Slot, size_bytes: u64| match size_bytes {
+            0 => Ok(None),
+            _ => self.allocate_slot(slot, size_bytes).map(Some),
         };
-        let mut inner_buffers = [None, None];
-        for parity in 0..2 {
-            if inner_row[parity] > 0 {
-                let label = format!("y.l{first}.inner{parity}");
-                inner_buffers[parity] = Some(self.allocate(label, capacity as u64 * inner_row[parity], false)?);
-            }
+        let mut slot_buffers = Vec::new();
+        for (role, size_bytes) in slots(capacity as u64) {
+            slot_buffers.push(slot(role, size_bytes)?);
         }
-        if !out_whole && out_stride > 0 {
-            out_planes[0] = Some(self.allocate(format!("y0.l{last_layer}"), capacity as u64 * out_row, false)?);
+        let gates = slot_buffers[0].expect("gates have a width");
+        let input = RowSource { planes: [slot_buffers[1].or(input.planes[0]), input.planes[1]], ..input };
+        let inner_buffers = [slot_buffers[2], slot_buffers[3]];
+        if !out_whole {
+            out_planes[0] = slot_buffers[4];
         }
-        let table = match self.uses_table() && (source.is_none() || is_last) {
-            true => Some(self.allocate(format!("row_table.l{first}"), total_rows.max(capacity) as u64 * F32, false)?),
-            false => None,
-        };
+        let table = slot_buffers[5];
         let longest = chunks.iter().map(|c| c.len()).max().expect("there is a chunk");
         let per_layer = longest + group.reverse.len();
         let copies = if table.is_some() { 3 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
         let records = group.layers.len() * per_layer + copies;
         let record_bytes = self.record_bytes();
-        let uniforms =
-            self.allocate(format!("uniforms.l{first}"), records as u64 * u64::from(record_bytes), true)?;
+        let uniforms = self.allocate_slot(Slot::Uniforms, records as u64 * u64::from(record_bytes))?;
 
         for (k, steps) in chunks.iter().enumerate() {
             let mut chunk = Chunk {
@@ -636,17 +728,17 @@ impl<'a> Planner<'a> {
                 let planes = if l + 1 == group.layers.end { out_planes } else { [inner_buffers[l % 2], None] };
                 let stored = Stored { planes, layout, whole: out_whole && l + 1 == group.layers.end };
                 self.plan_layer(&mut chunk, l, group.reverse, &rows_in, gates, &stored, &buffers[l]);
-                rows_in = RowSource {
-                    planes: stored.planes,
-                    k4: padded(self.layers[l].h_size()) / 4,
-                    whole: stored.whole,
-                };
+                rows_in =
+                    RowSource { planes: stored.planes, k4: padded(self.layers[l].h_size()) / 4, whole: stored.whole };
             }
             if is_last {
                 let end = k + 1 == chunks.len();
                 self.plan_output(&mut chunk, out_planes, table, out_whole, end);
             }
             self.finish_chunk(chunk);
+        }
+        if input.whole {
+            self.dead_planes.extend(input.planes.into_iter().flatten().filter_map(BufferId::scratch));
         }
         Ok(RowSource {
             planes: out_planes,
@@ -814,11 +906,8 @@ impl<'a> Planner<'a> {
             ];
             let bind_group = self.bind_group(Kernel::InputProjection, ranges);
             let kernel = tiles::choose(Kernel::InputProjection, rows.len(), layer.hidden_size, self.request.tiles);
-            let workgroups = [
-                params.hidden_size.div_ceil(kernel.lanes),
-                params.rows.div_ceil(kernel.rows_per_workgroup()),
-                1,
-            ];
+            let workgroups =
+                [params.hidden_size.div_ceil(kernel.lanes), params.rows.div_ceil(kernel.rows_per_workgroup()), 1];
             chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
         }
         for s in chunk.steps.clone() {
@@ -907,15 +996,8 @@ impl<'a> Planner<'a> {
         };
         push(kernel, ranges, step.hidden_stride);
         if let Some(m) = buffers.m {
-            let ranges = vec![
-                uniform,
-                model(ModelPart::WeightsHr),
-                m.into(),
-                h_next.into(),
-                buffers.state.into(),
-                y[0],
-                y[1],
-            ];
+            let ranges =
+                vec![uniform, model(ModelPart::WeightsHr), m.into(), h_next.into(), buffers.state.into(), y[0], y[1]];
             push(Kernel::ProjectionStep, ranges, step.h_stride / 4);
         }
     }
@@ -1008,6 +1090,20 @@ impl<'a> Planner<'a> {
             _ => self.submits.push(submit),
         }
     }
+}
+
+/// The largest number up to `most` that `fits`, which holds for all smaller ones; 0 if none does.
+fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut good, mut bad) = (0, most + 1);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if fits(middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    good
 }
 
 /// Where a layer's output rows go.

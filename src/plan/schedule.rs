@@ -72,11 +72,9 @@ impl Schedule {
     /// (packed row, timestep, sequence) of the packed rows `rows`, which start and end at a timestep.
     pub fn walk(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
         let first = self.row_offset.partition_point(|&r| r < rows.start);
-        (first..self.num_steps())
-            .take_while(move |&t| self.row_offset[t] < rows.end)
-            .flat_map(move |t| {
-                self.order[..self.active[t]].iter().enumerate().map(move |(rank, &b)| (self.row_offset[t] + rank, t, b))
-            })
+        (first..self.num_steps()).take_while(move |&t| self.row_offset[t] < rows.end).flat_map(move |t| {
+            self.order[..self.active[t]].iter().enumerate().map(move |(rank, &b)| (self.row_offset[t] + rank, t, b))
+        })
     }
 }
 

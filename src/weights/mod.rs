@@ -65,9 +65,8 @@ impl LstmWeights {
             .cells()
             .map(|(_, layer, _)| {
                 let bound = 1.0 / (layer.hidden_size as f32).sqrt();
-                let mut draw = |n: usize| -> Vec<f32> {
-                    (0..n).map(|_| bound * (2.0 * uniform(&mut state) - 1.0)).collect()
-                };
+                let mut draw =
+                    |n: usize| -> Vec<f32> { (0..n).map(|_| bound * (2.0 * uniform(&mut state) - 1.0)).collect() };
                 let gates = 4 * layer.hidden_size;
                 CellWeights {
                     weight_ih: draw(gates * layer.input_size),
@@ -115,11 +114,7 @@ fn check(name: &str, shape: &Shape, tensor: Option<&[f32]>) -> Result<()> {
         (Some(shape), Some(tensor)) => {
             let elements: usize = shape.iter().product();
             if tensor.len() != elements {
-                bail!(
-                    InvalidWeights,
-                    "{name}: expected shape {shape:?} = {elements} elements, found {}",
-                    tensor.len()
-                );
+                bail!(InvalidWeights, "{name}: expected shape {shape:?} = {elements} elements, found {}", tensor.len());
             }
             match tensor.iter().position(|v| !v.is_finite()) {
                 Some(i) => bail!(InvalidWeights, "{name}: expected finite values, found {} at element {i}", tensor[i]),

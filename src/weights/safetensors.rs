@@ -209,7 +209,9 @@ fn take_apart(name: &str) -> Option<(&str, Option<Slot>)> {
 fn candidates(file: &SafeTensors<'_>) -> BTreeMap<String, &'static str> {
     let mut found = BTreeMap::new();
     for (name, view) in file.iter() {
-        let Some((prefix, Some(slot))) = take_apart(name) else { continue };
+        let Some((prefix, Some(slot))) = take_apart(name) else {
+            continue;
+        };
         let network = found.entry(prefix.to_owned()).or_insert("LSTM");
         if slot.kind == Kind::WeightHh {
             match *view.shape() {
@@ -227,7 +229,9 @@ fn choose(file: &SafeTensors<'_>, wanted: Option<&str>) -> Result<String> {
     let candidates = candidates(file);
     let lstms: Vec<&String> = candidates.iter().filter(|(_, network)| **network == "LSTM").map(|(p, _)| p).collect();
     let list = || {
-        let quoted = |p: &&String| if p.is_empty() { "\"\" (the top level)".to_owned() } else { format!("{p:?}") };
+        let quoted = |p: &&String| {
+            if p.is_empty() { "\"\" (the top level)".to_owned() } else { format!("{p:?}") }
+        };
         lstms.iter().map(quoted).collect::<Vec<_>>().join(", ")
     };
     let chosen = match wanted {
@@ -398,7 +402,9 @@ fn infer_layer(
     let h = if projection { "projection_size" } else { "hidden_size" };
     for &reverse in spec.direction.is_reverse() {
         for (_, kind) in KINDS {
-            let Some((name, view)) = tensors.get(&Slot { layer, reverse, kind }) else { continue };
+            let Some((name, view)) = tensors.get(&Slot { layer, reverse, kind }) else {
+                continue;
+            };
             let (meaning, expected) = match kind {
                 Kind::WeightIh => (format!("[4·hidden_size, {input}]"), vec![gates, spec.input_size]),
                 Kind::WeightHh => (format!("[4·hidden_size, {h}]"), vec![gates, spec.h_size()]),

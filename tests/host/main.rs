@@ -1,8 +1,17 @@
-//! Tests that need no adapter, in the order of trust: comparer, reference, packing, plan, shader contract.
+//! Tests that need no adapter, in the order of trust: comparer, data, reference, packing, plan, shader contract.
 
+mod comparer;
+#[cfg(feature = "cpu")]
+mod cpu;
+mod data;
+#[path = "../gpu/fixture.rs"]
+mod fixture;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]
 mod plan;
+mod reference;
 #[cfg(feature = "gpu")]
 mod snapshot;
+#[path = "../support/mod.rs"]
+mod support;

@@ -49,7 +49,7 @@ impl fmt::Display for ArrayVerdict {
             let shown = if headroom < 1e6 { format!("{headroom:.1}") } else { "over 1000000".to_owned() };
             write!(f, " (headroom {shown} ×)")?;
         }
-        write!(f, ", at {}: found {:e}, expected {:e}", self.place, self.found, self.expected)
+        write!(f, ", at {}: found {:.7e}, expected {:.7e}", self.place, self.found, self.expected)
     }
 }
 
@@ -233,14 +233,18 @@ fn judge(
     if let Some(h_n) = &result.h_n {
         let mut tally = Tally::new("h_n", "cell");
         for (b, e, r) in pairs() {
-            state_rows(&h_widths, batch_size, b, |cell, at, own| tally.row(b, cell, &h_n[at], &e.h_n[own.clone()], &r.h_n[own]));
+            state_rows(&h_widths, batch_size, b, |cell, at, own| {
+                tally.row(b, cell, &h_n[at], &e.h_n[own.clone()], &r.h_n[own])
+            });
         }
         arrays.push(tally.verdict());
     }
     if let Some(c_n) = &result.c_n {
         let mut tally = Tally::new("c_n", "cell");
         for (b, e, r) in pairs() {
-            state_rows(&c_widths, batch_size, b, |cell, at, own| tally.row(b, cell, &c_n[at], &e.c_n[own.clone()], &r.c_n[own]));
+            state_rows(&c_widths, batch_size, b, |cell, at, own| {
+                tally.row(b, cell, &c_n[at], &e.c_n[own.clone()], &r.c_n[own])
+            });
         }
         arrays.push(tally.verdict());
     }

@@ -168,30 +168,28 @@ fn read_npy(mut reader: impl Read, size_bytes: u64) -> Result<Array> {
     let elements = header.shape().iter().try_fold(1u64, |n, &axis| n.checked_mul(axis));
     let claimed = elements.and_then(|n| n.checked_mul(element_bytes));
     let room = size_bytes.saturating_sub(head.len() as u64);
-    let (Some(shape), Some(claimed)) = (shape, claimed) else { fail!("damaged: shape {:?} is too large", header.shape()) };
+    let (Some(shape), Some(claimed)) = (shape, claimed) else {
+        fail!("damaged: shape {:?} is too large", header.shape())
+    };
     if claimed != room {
         fail!("damaged: shape {shape:?} of {} takes {claimed} bytes, found {room}", dtype.descr());
     }
 
-    let order = header.order();
-    let mut npy = NpyFile::with_header(header, &mut reader);
+    let of = Elements { header: &header, shape: &shape };
     let data = match (kind.type_char(), element_bytes) {
-        (TypeChar::Float, 2) => Data::F32(elements_of(&mut npy, &shape, order, half::f16::to_f32)?),
-        (TypeChar::Float, 4) => Data::F32(elements_of(&mut npy, &shape, order, |v: f32| v)?),
-        (TypeChar::Float, 8) => Data::F64(elements_of(&mut npy, &shape, order, |v: f64| v)?),
-        (TypeChar::Int, 1) => Data::Int(elements_of(&mut npy, &shape, order, |v: i8| v.into())?),
-        (TypeChar::Int, 2) => Data::Int(elements_of(&mut npy, &shape, order, |v: i16| v.into())?),
-        (TypeChar::Int, 4) => Data::Int(elements_of(&mut npy, &shape, order, |v: i32| v.into())?),
-        (TypeChar::Int, 8) => Data::Int(elements_of(&mut npy, &shape, order, |v: i64| v)?),
-        (TypeChar::Uint, 1) => Data::Int(elements_of(&mut npy, &shape, order, |v: u8| v.into())?),
-        (TypeChar::Uint, 2) => Data::Int(elements_of(&mut npy, &shape, order, |v: u16| v.into())?),
-        (TypeChar::Uint, 4) => Data::Int(elements_of(&mut npy, &shape, order, |v: u32| v.into())?),
-        (TypeChar::Uint, 8) => {
-            Data::Int(elements_of(&mut npy, &shape, order, |v: u64| i64::try_from(v).unwrap_or(i64::MAX))?)
-        }
+        (TypeChar::Float, 2) => Data::F32(of.read(&mut reader, half::f16::to_f32)?),
+        (TypeChar::Float, 4) => Data::F32(of.read(&mut reader, |v: f32| v)?),
+        (TypeChar::Float, 8) => Data::F64(of.read(&mut reader, |v: f64| v)?),
+        (TypeChar::Int, 1) => Data::Int(of.read(&mut reader, |v: i8| v.into())?),
+        (TypeChar::Int, 2) => Data::Int(of.read(&mut reader, |v: i16| v.into())?),
+        (TypeChar::Int, 4) => Data::Int(of.read(&mut reader, |v: i32| v.into())?),
+        (TypeChar::Int, 8) => Data::Int(of.read(&mut reader, |v: i64| v)?),
+        (TypeChar::Uint, 1) => Data::Int(of.read(&mut reader, |v: u8| v.into())?),
+        (TypeChar::Uint, 2) => Data::Int(of.read(&mut reader, |v: u16| v.into())?),
+        (TypeChar::Uint, 4) => Data::Int(of.read(&mut reader, |v: u32| v.into())?),
+        (TypeChar::Uint, 8) => Data::Int(of.read(&mut reader, |v: u64| i64::try_from(v).unwrap_or(i64::MAX))?),
         _ => fail!("expected floating point or integers, found type {}", dtype.descr()),
     };
-    drop(npy);
     // A zip entry checks its sum when its end is read.
     match reader.read(&mut [0]) {
         Ok(0) => Ok(Array { shape, data }),
@@ -240,26 +238,28 @@ fn read_head(reader: &mut impl Read) -> Result<Vec<u8>> {
     Ok(head)
 }
 
-/// All elements in C order.
-fn elements_of<T: Deserialize, U: Copy>(
-    npy: &mut NpyFile<impl Read>,
-    shape: &[usize],
-    order: Order,
-    convert: impl Fn(T) -> U,
-) -> Result<Vec<U>> {
-    let count: usize = shape.iter().product();
-    let mut values = Vec::new();
-    if values.try_reserve_exact(count).is_err() {
-        fail!("out of memory: {count} elements");
+/// What the header says of the elements that follow it.
+struct Elements<'a> {
+    header: &'a NpyHeader,
+    shape: &'a [usize],
+}
+
+impl Elements<'_> {
+    /// All elements in C order.
+    fn read<T: Deserialize, U: Copy>(&self, reader: impl Read, convert: impl Fn(T) -> U) -> Result<Vec<U>> {
+        let count: usize = self.shape.iter().product();
+        let mut values = Vec::new();
+        if values.try_reserve_exact(count).is_err() {
+            fail!("out of memory: {count} elements");
+        }
+        for value in NpyFile::with_header(self.header.clone(), reader).data::<T>().map_err(damaged)? {
+            values.push(convert(value.map_err(damaged)?));
+        }
+        Ok(match self.header.order() {
+            Order::C => values,
+            Order::Fortran => to_c_order(&values, self.shape),
+        })
     }
-    let file = NpyFile::with_header(npy.header().clone(), ByRef(npy));
-    for value in file.data::<T>().map_err(damaged)? {
-        values.push(convert(value.map_err(damaged)?));
-    }
-    Ok(match order {
-        Order::C => values,
-        Order::Fortran => to_c_order(&values, shape),
-    })
 }
 
 /// Fortran order → C order.
@@ -309,8 +309,7 @@ pub(crate) fn write(path: &Path, arrays: &[Output<'_>]) -> Result<()> {
 fn write_npy(path: &Path, array: &Output<'_>) -> std::io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     let shape: Vec<u64> = array.shape.iter().map(|&n| n as u64).collect();
-    let mut writer =
-        npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut file).begin_nd()?;
+    let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut file).begin_nd()?;
     writer.extend(array.values)?;
     writer.finish()?;
     file.flush()
@@ -330,4 +329,155 @@ fn write_npz(path: &Path, arrays: &[Output<'_>]) -> std::io::Result<()> {
         writer.finish()?;
     }
     npz.zip_writer().finish()?.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// A file in the system's folder for such, removed at the end.
+    struct Temporary(PathBuf);
+
+    impl Temporary {
+        fn new(name: &str, bytes: &[u8]) -> Self {
+            let path = std::env::temp_dir().join(format!("lstm-npz-{}-{name}", std::process::id()));
+            std::fs::write(&path, bytes).unwrap();
+            Self(path)
+        }
+
+        fn read(&self, name: &str) -> Result<Option<Array>> {
+            ArrayFile::open(&self.0, "x")?.read(name)
+        }
+    }
+
+    impl Drop for Temporary {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    /// A version 1 `.npy` file.
+    fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend_from_slice(&u16::try_from(header.len() + 1).unwrap().to_le_bytes());
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.push(b'\n');
+        bytes.extend_from_slice(data);
+        bytes
+    }
+
+    fn dict(descr: &str, fortran: &str, shape: &str) -> String {
+        format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}")
+    }
+
+    fn error(header: &str, data: &[u8]) -> String {
+        let file = Temporary::new(&format!("{:x}", header.len() * 1000 + data.len()), &npy(header, data));
+        file.read("x").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn types_and_byte_orders_are_read() {
+        let read = |descr: &str, data: &[u8]| {
+            let file = Temporary::new(&format!("type-{}", &descr[1..]), &npy(&dict(descr, "False", "(2,)"), data));
+            let array = file.read("x").unwrap().unwrap();
+            assert_eq!(array.shape, [2]);
+            array.data
+        };
+        assert_eq!(read("<f4", &[0, 0, 128, 63, 0, 0, 0, 192]), Data::F32(vec![1.0, -2.0]));
+        assert_eq!(read(">f4", &[63, 128, 0, 0, 192, 0, 0, 0]), Data::F32(vec![1.0, -2.0]));
+        assert_eq!(read("<f2", &[0, 60, 0, 192]), Data::F32(vec![1.0, -2.0]));
+        let doubles = [1.0f64.to_be_bytes(), (-2.5f64).to_be_bytes()].concat();
+        assert_eq!(read(">f8", &doubles), Data::F64(vec![1.0, -2.5]));
+        assert_eq!(read("<i4", &[3, 0, 0, 0, 255, 255, 255, 255]), Data::Int(vec![3, -1]));
+        assert_eq!(read("|u1", &[3, 200]), Data::Int(vec![3, 200]));
+        let large = [7u64.to_le_bytes(), u64::MAX.to_le_bytes()].concat();
+        assert_eq!(read("<u8", &large), Data::Int(vec![7, i64::MAX]));
+    }
+
+    #[test]
+    fn fortran_order_is_turned() {
+        // arange(6).reshape(2, 3), column after column.
+        let file = Temporary::new("fortran", &npy(&dict("|i1", "True", "(2, 3)"), &[0, 3, 1, 4, 2, 5]));
+        assert_eq!(file.read("x").unwrap().unwrap().data, Data::Int(vec![0, 1, 2, 3, 4, 5]));
+        let shape = [2, 3, 4];
+        let c_order: Vec<usize> = (0..24).collect();
+        let fortran: Vec<usize> = (0..24).map(|n| n % 2 * 12 + n / 2 % 3 * 4 + n / 6).collect();
+        assert_eq!(to_c_order(&fortran, &shape), c_order);
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let x: Vec<f32> = (0..24).map(|n| n as f32 - 7.5).collect();
+        let output = |name, shape| Output { name, shape, values: &x };
+        for name in ["round.npz", "round.npy"] {
+            let file = Temporary::new(name, b"");
+            write(&file.0, &[output("x", &[2, 3, 4]), output("h_n", &[24])]).unwrap();
+            let array = file.read("x").unwrap().unwrap();
+            assert_eq!(array, Array { shape: vec![2, 3, 4], data: Data::F32(x.clone()) });
+            assert_eq!(file.read("h_n").unwrap().is_some(), name == "round.npz");
+            assert_eq!(file.read("c_n").unwrap(), None);
+        }
+        let empty = Temporary::new("empty.npz", b"");
+        write(&empty.0, &[Output { name: "x", shape: &[0, 5, 3], values: &[] }]).unwrap();
+        assert_eq!(empty.read("x").unwrap().unwrap().shape, [0, 5, 3]);
+        let nowhere = empty.0.join("no").join("such.npz");
+        assert!(write(&nowhere, &[]).unwrap_err().to_string().contains("cannot be written"));
+    }
+
+    #[test]
+    fn claims_beyond_the_file_are_refused_before_memory_is_taken() {
+        for shape in
+            ["(1000000000000,)", "(4294967295, 4294967295, 4294967295)", "(18446744073709551616,)", "(3,)", "(1,)"]
+        {
+            let message = error(&dict("<f4", "False", shape), &[0; 8]);
+            assert!(message.contains("damaged"), "{shape}: {message}");
+        }
+        let deep = format!("{}{}", "(".repeat(50_000), ")".repeat(10_000));
+        assert!(error(&deep, &[]).contains("structured"));
+    }
+
+    #[test]
+    fn other_contents_are_refused_by_name() {
+        for (descr, needle) in
+            [("|O", "Python objects"), ("<c8", "<c8"), ("|b1", "|b1"), ("<M8[ns]", "M8"), ("<U3", "<U3")]
+        {
+            let message = error(&dict(descr, "False", "(1,)"), &[0; 12]);
+            assert!(message.contains(needle) || message.contains("takes"), "{descr}: {message}");
+        }
+        for bytes in [&b""[..], b"PK", b"PK\x03\x04 not a zip", b"hello", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{"] {
+            let file = Temporary::new(&format!("other-{}", bytes.len()), bytes);
+            let message = file.read("x").unwrap_err().to_string();
+            assert!(message.contains("not a") || message.contains("damaged"), "{message}");
+        }
+        assert!(ArrayFile::open(&std::env::temp_dir(), "x").err().unwrap().to_string().contains("directory"));
+    }
+
+    #[test]
+    fn no_damage_panics() {
+        let file = Temporary::new("damage.npz", b"");
+        write(&file.0, &[Output { name: "x", shape: &[2, 3], values: &[0.5; 6] }]).unwrap();
+        let good = std::fs::read(&file.0).unwrap();
+        for at in 0..good.len() {
+            for flip in [0xff, 0x01, 0x80] {
+                let mut bytes = good.clone();
+                bytes[at] ^= flip;
+                std::fs::write(&file.0, &bytes).unwrap();
+                if let Ok(Some(array)) = file.read("x") {
+                    assert_eq!(array.data, Data::F32(vec![0.5; 6]), "byte {at} ^ {flip:#x} went unnoticed");
+                }
+            }
+            std::fs::write(&file.0, &good[..at]).unwrap();
+            assert!(file.read("x").is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn doubles_beyond_f32_are_refused() {
+        let array = |v: f64| Array { shape: vec![2], data: Data::F64(vec![1.0, v]) };
+        assert!(array(1e39).into_f32("x").unwrap_err().to_string().contains("x: expected numbers within"));
+        assert!(array(f64::INFINITY).into_f32("x").unwrap()[1].is_infinite(), "left to the check of finiteness");
+        assert_eq!(array(0.1).into_f32("x").unwrap(), [1.0, 0.1]);
+        assert!(Array { shape: vec![1], data: Data::Int(vec![1]) }.into_f32("x").is_err());
+    }
 }

@@ -1,0 +1,68 @@
+//! What the command line accepts.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use wgpu_lstm::DeviceChoice;
+
+use crate::common::units::parse_bytes;
+use crate::report::Format;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "lstm-bench",
+    version,
+    about = "Times LSTM shapes on the GPU path and on the CPU backend, each result verified first",
+    after_help = "What the columns mean: docs/benchmarking.md. Build with --release."
+)]
+pub(crate) struct Arguments {
+    /// Devices, as `lstm run --device` takes them
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "cpu,gpu")]
+    pub(crate) device: Vec<DeviceChoice>,
+    /// Groups of cases [default: all but `tiny`]
+    #[arg(long, value_name = "GROUP,…", value_delimiter = ',')]
+    pub(crate) group: Vec<String>,
+    /// Only cases whose id or name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) filter: Option<String>,
+    /// Timed runs of each case and phase
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: Option<u32>,
+    /// Without --runs: time for each case and phase, at least three runs
+    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
+    pub(crate) seconds: f64,
+    /// Working memory of one run on a GPU, for example 512MiB [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) memory_budget: Option<u64>,
+    /// What to print
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+    /// Add the results to this CSV file as well
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+    /// Another table of cases, in the form of benches/cases.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cases: Option<PathBuf>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(value) if (0.0..=3600.0).contains(&value) => Ok(value),
+        _ => Err(format!("expected seconds from 0 to 3600, found {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Arguments::command().debug_assert();
+        assert!(Arguments::try_parse_from(["lstm-bench", "--runs", "0"]).is_err());
+        assert!(Arguments::try_parse_from(["lstm-bench", "--seconds", "NaN"]).is_err());
+        let options = Arguments::try_parse_from(["lstm-bench", "--device", "cpu,gpu:1", "--group", "tiny"]).unwrap();
+        assert_eq!(options.device, [DeviceChoice::Cpu, DeviceChoice::GpuIndex(1)]);
+    }
+}

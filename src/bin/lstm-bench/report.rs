@@ -1,0 +1,228 @@
+//! Rows as text, CSV and JSON, and the record file.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+use wgpu_lstm::DeviceChoice;
+
+use crate::cases::Case;
+use crate::common::failure::{Failure, Result, fail};
+use crate::common::units::{milliseconds, significant};
+use crate::machine::Machine;
+use crate::phases::{Outcome, Phases};
+
+/// A case on a device.
+pub(crate) struct Row {
+    pub(crate) case: Case,
+    pub(crate) device: DeviceChoice,
+    pub(crate) outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Csv,
+    Json,
+}
+
+/// Widths of the text columns; a wider cell moves its row.
+const WIDTHS: [usize; 11] = [34, 12, 8, 8, 8, 8, 9, 17, 5, 9, 8];
+const TEXT_COLUMNS: [&str; 11] =
+    ["case", "device", "open ms", "load", "compile", "first", "steady", "min–max", "read", "µs/step", "GFLOP/s"];
+
+fn text(cells: &[String]) -> String {
+    let mut line = String::new();
+    for (i, (cell, width)) in cells.iter().zip(WIDTHS).enumerate() {
+        let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
+        let (before, after) = if i < 2 { ("", padding.as_str()) } else { (padding.as_str(), "") };
+        line += &format!("{before}{cell}{after} ");
+    }
+    line.trim_end().to_owned()
+}
+
+pub(crate) fn text_heading() -> String {
+    text(&TEXT_COLUMNS.map(str::to_owned))
+}
+
+pub(crate) fn text_line(row: &Row) -> String {
+    let id = match &row.case.name {
+        Some(name) => format!("{} ({name})", row.case.id()),
+        None => row.case.id(),
+    };
+    let mut cells = vec![id, row.device.to_string()];
+    match &row.outcome {
+        Outcome::Measured(p) => {
+            cells.extend([p.open, p.load, p.compile(), p.first, p.steady.median()].map(milliseconds));
+            cells.push(format!("{}–{}", milliseconds(p.steady.min()), milliseconds(p.steady.max())));
+            let share = 100.0 * p.read_back() / p.steady.median();
+            cells.push(format!("{share:.0} %"));
+            cells.push(significant(p.us_per_step()));
+            cells.push(significant(p.gflops()));
+            text(&cells)
+        }
+        Outcome::Unavailable(failure) => format!("{} unavailable: {failure}", text(&cells)),
+        Outcome::Wrong(why) => format!("{} WRONG: {why}", text(&cells)),
+    }
+}
+
+/// Names and values of a row in the order of the columns; the same for CSV and JSON.
+fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
+    let case = &row.case;
+    let direction = format!("{:?}", case.direction).to_lowercase();
+    let (measured, error): (Option<&Phases>, Option<String>) = match &row.outcome {
+        Outcome::Measured(phases) => (Some(phases), None),
+        Outcome::Unavailable(failure) => (None, Some(format!("unavailable: {failure}"))),
+        Outcome::Wrong(why) => (None, Some(format!("wrong: {why}"))),
+    };
+    let adapter = measured.and_then(|p| p.device.adapter.as_ref());
+    // Nanoseconds are as far as a clock goes.
+    let ms = |seconds: f64| json!((seconds * 1e9).round() / 1e6);
+    let number = |of: fn(&Phases) -> f64| measured.map(|p| (of(p) * 1e3).round() / 1e3);
+    let time = |of: fn(&Phases) -> f64| measured.map_or(Value::Null, |p| ms(of(p)));
+    vec![
+        ("date", json!(machine.date)),
+        ("version", json!(machine.version)),
+        ("commit", json!(machine.commit)),
+        ("build", json!(machine.build)),
+        ("system", json!(machine.system)),
+        ("processor", json!(machine.processor)),
+        ("threads", json!(machine.threads)),
+        ("device", json!(row.device.to_string())),
+        ("device_name", json!(measured.map(|p| &p.device.name))),
+        ("backend", json!(adapter.map(|a| &a.backend))),
+        ("driver", json!(adapter.map(|a| [a.driver.as_str(), a.driver_info.as_str()].join(" ").trim().to_owned()))),
+        ("software", json!(adapter.map(|a| a.is_software))),
+        ("case", json!(case.id())),
+        ("name", json!(case.name)),
+        ("group", json!(case.group)),
+        ("batch_size", json!(case.batch)),
+        ("seq_len", json!(case.len)),
+        ("input_size", json!(case.input)),
+        ("hidden_size", json!(case.hidden)),
+        ("projection_size", json!(case.projection)),
+        ("num_layers", json!(case.layers)),
+        ("direction", json!(direction)),
+        ("valid_rows", json!(measured.map(|p| p.valid_rows))),
+        ("open_ms", time(|p| p.open)),
+        ("load_ms", time(|p| p.load)),
+        ("compile_ms", time(Phases::compile)),
+        ("first_ms", time(|p| p.first)),
+        ("steady_ms", time(|p| p.steady.median())),
+        ("steady_min_ms", time(|p| p.steady.min())),
+        ("steady_max_ms", time(|p| p.steady.max())),
+        ("runs", json!(measured.map(|p| p.steady.runs()))),
+        ("states_only_ms", time(|p| p.states_only.median())),
+        ("read_back_ms", time(Phases::read_back)),
+        ("us_per_step", json!(number(Phases::us_per_step))),
+        ("gflops", json!(number(Phases::gflops))),
+        ("error", json!(error)),
+    ]
+}
+
+pub(crate) fn json(machine: &Machine, rows: &[Row]) -> Value {
+    rows.iter()
+        .map(|row| {
+            fields(machine, row).into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>()
+        })
+        .map(Value::Object)
+        .collect()
+}
+
+/// With a heading line.
+pub(crate) fn csv<'a>(machine: &Machine, rows: impl IntoIterator<Item = &'a Row>) -> String {
+    let mut text = String::new();
+    for (i, row) in rows.into_iter().enumerate() {
+        let fields = fields(machine, row);
+        if i == 0 {
+            text += &csv_line(fields.iter().map(|(name, _)| (*name).to_owned()));
+        }
+        text += &csv_line(fields.iter().map(|(_, value)| csv_value(value)));
+    }
+    text
+}
+
+fn csv_value(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// RFC 4180, with plain line ends.
+fn csv_line(cells: impl Iterator<Item = String>) -> String {
+    let quoted = cells.map(|cell| match cell.contains(['"', ',', '\n', '\r']) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell,
+    });
+    quoted.collect::<Vec<_>>().join(",") + "\n"
+}
+
+/// Adds the measured rows to a CSV file, which gets its heading with the first ones.
+pub(crate) fn record(path: &Path, machine: &Machine, rows: &[Row]) -> Result<()> {
+    let measured: Vec<&Row> = rows.iter().filter(|row| matches!(row.outcome, Outcome::Measured(_))).collect();
+    if measured.is_empty() {
+        return Ok(());
+    }
+    let named = |e: std::io::Error| Failure::Data(format!("{}: cannot be written: {e}", path.display()));
+    let text = csv(machine, measured);
+    let (heading, lines) = text.split_once('\n').unwrap_or((&text, ""));
+    let before = match std::fs::read_to_string(path) {
+        Ok(before) => before,
+        Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(named(e)),
+    };
+    let added = match before.lines().next() {
+        None => text.as_str(),
+        Some(first) if first == heading => lines,
+        Some(_) => fail!("{}: has other columns; name a new file", path.display()),
+    };
+    let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(named)?;
+    file.write_all(added.as_bytes()).map_err(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn csv_cells_are_quoted_where_needed() {
+        let cells = ["plain", "llvmpipe (LLVM 15, 256 bits)", "a \"b\""];
+        let line = csv_line(cells.iter().map(|c| (*c).to_owned()));
+        assert_eq!(line, "plain,\"llvmpipe (LLVM 15, 256 bits)\",\"a \"\"b\"\"\"\n");
+    }
+
+    #[test]
+    fn a_record_grows_and_keeps_its_columns() {
+        let machine = Machine::of_this_run();
+        let case = crate::cases::parse(crate::cases::TABLE).unwrap().remove(0);
+        let line = "lstm-bench --device reference --runs 3";
+        let options = crate::args::Arguments::try_parse_from(line.split(' ')).unwrap();
+        let device = DeviceChoice::Reference;
+        let outcome = case.inputs().unwrap().measure(&device, &options, &mut None);
+        assert!(matches!(outcome, Outcome::Measured(_)));
+        let unavailable = Outcome::Unavailable(Failure::Data("no adapter".into()));
+        let rows = [
+            Row { case: case.clone(), device: DeviceChoice::Gpu, outcome: unavailable },
+            Row { case, device, outcome },
+        ];
+        let path = std::env::temp_dir().join(format!("lstm-record-{}.csv", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        record(&path, &machine, &rows[..1]).unwrap();
+        assert!(!path.exists(), "nothing was measured");
+        record(&path, &machine, &rows).unwrap();
+        record(&path, &machine, &rows).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].starts_with("date,version,commit") && lines[1] == lines[2], "{text}");
+        assert!(lines[1].contains(",reference,") && lines[1].contains(",b1_t3_i5_h7_fwd,"), "{text}");
+        std::fs::write(&path, "other,columns\n").unwrap();
+        assert!(record(&path, &machine, &rows).unwrap_err().to_string().contains("other columns"));
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,77 @@
+//! Weights and inputs whose parts cannot be mistaken for one another.
+
+use wgpu_lstm::{CellWeights, LayerSpec, LstmSpec, LstmWeights};
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in ±`bound`, never zero.
+    pub fn symmetric(&mut self, bound: f32) -> f32 {
+        // Odd multiples of 2^-24 between −1 and 1.
+        let odd = (self.next() >> 40) as i32 * 2 + 1 - (1 << 24);
+        bound * odd as f32 / (1 << 24) as f32
+    }
+
+    /// Uniform in 0..n.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// Factors of the gates i f g o.
+const GATES: [f32; 4] = [0.75, 1.0, 1.3, 0.55];
+/// Factors of layers, repeated.
+const LAYERS: [f32; 3] = [1.0, 0.7, 1.2];
+const REVERSE: f32 = 0.85;
+
+/// Random weights: gates, layers, directions and rows differ in scale, so that a swap shows; and the states
+/// contract, so that errors do not grow with T (both are tested in `tests/host/data.rs`).
+pub fn distinct_weights(spec: &LstmSpec, seed: u64) -> LstmWeights {
+    let mut rng = Rng::new(seed);
+    let cells = spec
+        .cells()
+        .map(|(l, layer, reverse)| {
+            let scale = LAYERS[l % LAYERS.len()] * if reverse { REVERSE } else { 1.0 };
+            distinct_cell(layer, scale, &mut rng)
+        })
+        .collect();
+    LstmWeights::new(spec.clone(), cells).expect("the shapes are those of the spec")
+}
+
+fn distinct_cell(layer: &LayerSpec, scale: f32, rng: &mut Rng) -> CellWeights {
+    let hidden_size = layer.hidden_size;
+    let mut rows = |columns: usize, size: f32| -> Vec<f32> {
+        let mut weight = Vec::with_capacity(4 * hidden_size * columns);
+        for gate in GATES {
+            for j in 0..hidden_size {
+                let row = 0.8 + 0.4 * j as f32 / hidden_size as f32;
+                weight.extend((0..columns).map(|_| rng.symmetric(scale * gate * row * size)));
+            }
+        }
+        weight
+    };
+    // Twice the bound of PyTorch's for weight_ih, so that the input is felt; less for weight_hh, so that it contracts.
+    let weight_ih = rows(layer.input_size, 1.6 / (layer.input_size as f32).sqrt());
+    let weight_hh = rows(layer.h_size(), 0.9 / (layer.h_size() as f32).sqrt());
+    let bias_ih = layer.bias.then(|| rows(1, 0.4));
+    let bias_hh = layer.bias.then(|| rows(1, 0.25));
+    let weight_hr = layer.projection_size.map(|p| {
+        let bound = 1.5 * scale / (hidden_size as f32).sqrt();
+        (0..p * hidden_size).map(|_| rng.symmetric(bound)).collect()
+    });
+    CellWeights { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr }
+}

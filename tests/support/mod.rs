@@ -1,0 +1,9 @@
+//! What both test binaries share: data, judgement and goldens.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod comparer;
+pub mod data;
+#[cfg(feature = "safetensors")]
+pub mod goldens;
+pub mod tolerance;
