@@ -13,9 +13,7 @@ use crate::weights::LstmWeights;
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuLstm;
 #[cfg(feature = "gpu")]
-use crate::gpu::{self, Context, DeviceRows, GpuLstm, Waiting};
-#[cfg(feature = "gpu")]
-use crate::plan::TileOverride;
+use crate::gpu::{self, Context, GpuLstm, RunOptions, Waiting};
 
 /// Which device to run on. Parses from `auto`, `gpu`, `gpu:1`, `cpu`, `reference` or a part of an adapter's
 /// name.
@@ -483,7 +481,7 @@ impl Lstm {
         let output = match &self.inner.model {
             #[cfg(feature = "gpu")]
             Model::Gpu(model) => {
-                return model.run(batch, DeviceRows::default(), TileOverride::default(), waiting, progress).await;
+                return model.run(batch, RunOptions::default(), waiting, progress).await;
             }
             #[cfg(feature = "cpu")]
             Model::Cpu(model) => model.run(batch)?,

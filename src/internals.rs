@@ -20,7 +20,7 @@ mod gpu_internals {
     pub use wgpu;
 
     use crate::error::Result;
-    use crate::gpu::{DeviceRows, Waiting};
+    use crate::gpu::{DeviceRows, RunOptions, Waiting};
     use crate::{BatchOutput, Engine, Lstm, SequenceBatch};
 
     /// Fills scratch buffers with `value` before each run.
@@ -52,22 +52,38 @@ mod gpu_internals {
         Some(pollster::block_on(crate::gpu::self_test(context)).map(|_| begun.elapsed()))
     }
 
-    /// Runs a batch with tiles fixed and rows in buffers of the caller. `None` if the model is not on a GPU.
-    pub fn run_with(
-        lstm: &Lstm,
-        batch: &SequenceBatch<'_>,
-        tiles: TileOverride,
-        input: Option<&wgpu::Buffer>,
-        output: Option<&wgpu::Buffer>,
-    ) -> Option<Result<BatchOutput>> {
-        let model = lstm.gpu()?;
-        Some(batch.validate(lstm.spec()).and_then(|()| {
-            pollster::block_on(model.run(batch, DeviceRows { input, output }, tiles, Waiting::Blocking, &|_| ()))
-        }))
+    /// What a test fixes of a run.
+    #[derive(Default, Clone, Copy)]
+    pub struct Fixed<'a> {
+        /// Tiles.
+        pub tiles: TileOverride,
+        /// Memory budget.
+        pub budget_bytes: Option<u64>,
+        /// Input rows on the device.
+        pub input: Option<&'a wgpu::Buffer>,
+        /// Output rows on the device.
+        pub output: Option<&'a wgpu::Buffer>,
     }
 
-    /// The plan of a batch on the model's device.
-    pub fn plan(lstm: &Lstm, batch: &SequenceBatch<'_>) -> Option<Result<Plan>> {
-        Some(lstm.gpu()?.plan(batch, &DeviceRows::default(), TileOverride::default()))
+    impl<'a> Fixed<'a> {
+        fn options(&self) -> RunOptions<'a> {
+            let rows = DeviceRows { input: self.input, output: self.output };
+            RunOptions { rows, tiles: self.tiles, budget_bytes: self.budget_bytes }
+        }
+    }
+
+    /// Runs a batch so. `None` if the model is not on a GPU.
+    pub fn run_fixed(lstm: &Lstm, batch: &SequenceBatch<'_>, fixed: Fixed<'_>) -> Option<Result<BatchOutput>> {
+        let model = lstm.gpu()?;
+        Some(
+            batch
+                .validate(lstm.spec())
+                .and_then(|()| pollster::block_on(model.run(batch, fixed.options(), Waiting::Blocking, &|_| ()))),
+        )
+    }
+
+    /// The plan of a batch on the model's device. `None` if the model is not on a GPU.
+    pub fn plan(lstm: &Lstm, batch: &SequenceBatch<'_>, fixed: Fixed<'_>) -> Option<Result<Plan>> {
+        Some(lstm.gpu()?.plan(batch, &fixed.options()))
     }
 }

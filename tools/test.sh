@@ -29,6 +29,8 @@ options
 environment
   LSTM_REQUIRE_ADAPTER=1  fail if the software adapters cannot be unpacked, or if no adapter is found
                           (otherwise a warning, and GPU tests that show as ignored)
+  LSTM_EXPECT_ADAPTERS    parts of adapter names, comma-separated, each of which must be found (default: both
+                          software adapters, once they are unpacked)
   LSTM_STRICT=1           fail if the browser check cannot run (otherwise one line)
   LSTM_FULL=1             the tests' long lists of cases
   CHROMIUM                the browser of the shaders stage; else chromium from PATH
@@ -76,6 +78,7 @@ stage_gpu() {
         local exports
         if exports=$(tools/adapters.sh); then
             eval "$exports"
+            export LSTM_EXPECT_ADAPTERS=${LSTM_EXPECT_ADAPTERS-llvmpipe,SwiftShader}
         elif [[ ${LSTM_REQUIRE_ADAPTER:-} == 1 ]]; then
             say "no software adapters, and LSTM_REQUIRE_ADAPTER=1"
             return 1

@@ -15,6 +15,6 @@ mod wait;
 pub(crate) use adapters::list;
 pub(crate) use device::Context;
 pub(crate) use model::GpuLstm;
-pub(crate) use run::DeviceRows;
+pub(crate) use run::{DeviceRows, RunOptions};
 pub(crate) use self_test::run as self_test;
 pub(crate) use wait::Waiting;

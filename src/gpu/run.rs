@@ -14,6 +14,17 @@ use crate::plan::{BufferId, BufferRange, Content, Plan, PlanRequest, RowsAt, Til
 /// Submits whose results are awaited before more are made, so that memory stays bounded.
 const MAX_IN_FLIGHT: usize = 2;
 
+/// Where rows lie, and what tests fix instead of leaving it to the plan.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RunOptions<'a> {
+    /// Rows on the device.
+    pub(crate) rows: DeviceRows<'a>,
+    /// Tiles.
+    pub(crate) tiles: TileOverride,
+    /// The memory budget of this run instead of the context's.
+    pub(crate) budget_bytes: Option<u64>,
+}
+
 /// Buffers of the caller that hold input or output rows on the device, dense, in the batch's layout.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct DeviceRows<'a> {
@@ -34,7 +45,9 @@ struct InFlight {
 
 impl GpuLstm {
     /// The plan for a batch.
-    pub(crate) fn plan(&self, batch: &SequenceBatch<'_>, rows: &DeviceRows<'_>, tiles: TileOverride) -> Result<Plan> {
+    pub(crate) fn plan(&self, batch: &SequenceBatch<'_>, options: &RunOptions<'_>) -> Result<Plan> {
+        let mut limits = self.context.limits;
+        limits.budget_bytes = options.budget_bytes.unwrap_or(limits.budget_bytes);
         let at = |device: bool| if device { RowsAt::Device } else { RowsAt::Host };
         Plan::new(&PlanRequest {
             spec: &self.spec,
@@ -43,10 +56,10 @@ impl GpuLstm {
             layout: batch.layout(),
             outputs: batch.requested(),
             initial_state: batch.initial_h().is_some() || batch.initial_c().is_some(),
-            input: at(rows.input.is_some()),
-            output: at(rows.output.is_some()),
-            limits: self.context.limits,
-            tiles,
+            input: at(options.rows.input.is_some()),
+            output: at(options.rows.output.is_some()),
+            limits,
+            tiles: options.tiles,
         })
     }
 
@@ -54,14 +67,14 @@ impl GpuLstm {
     pub(crate) async fn run(
         &self,
         batch: &SequenceBatch<'_>,
-        rows: DeviceRows<'_>,
-        tiles: TileOverride,
+        options: RunOptions<'_>,
         waiting: Waiting,
         progress: &(dyn Fn(f64) + Sync),
     ) -> Result<BatchOutput> {
         let context = &self.context;
         context.faults.check()?;
-        let plan = self.plan(batch, &rows, tiles)?;
+        let rows = options.rows;
+        let plan = self.plan(batch, &options)?;
         let mut pipelines = HashMap::new();
         for id in plan.kernels() {
             pipelines.insert(id, context.pipeline(id).await?);

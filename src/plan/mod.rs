@@ -589,7 +589,12 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans all chunks of a group; returns where its output lies.
-    fn plan_group(&mut self, group: &Group, source: Option<RowSource>, buffers: &[LayerBuffers]) -> Result<RowSource, Refusal> {
+    fn plan_group(
+        &mut self,
+        group: &Group,
+        source: Option<RowSource>,
+        buffers: &[LayerBuffers],
+    ) -> Result<RowSource, Refusal> {
         let limits = self.request.limits;
         let whole = group.reverse != [false];
         let total_rows = self.schedule.num_rows();

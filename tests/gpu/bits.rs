@@ -1,8 +1,8 @@
 //! Equal bits: whoever the neighbours, whatever the padding, chunks, tiles and outputs asked for.
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{LANE_TILES, ROW_TILES, TileOverride, plan, run_with};
-use wgpu_lstm::{BatchOutput, Direction, EngineOptions, LayerSpec, LstmSpec, Outputs, SequenceOutput};
+use wgpu_lstm::internals::{Fixed, LANE_TILES, ROW_TILES, TileOverride, plan, run_fixed};
+use wgpu_lstm::{BatchOutput, Direction, LayerSpec, LstmSpec, Outputs, SequenceOutput};
 
 use crate::fixture::{Case, select_state, valid_rows};
 use crate::{Subject, Test};
@@ -31,9 +31,8 @@ fn models() -> Vec<LstmSpec> {
 }
 
 /// Lengths of a batch that is large enough for the widest tile.
-const LENGTHS: [usize; 37] = [
-    9, 3, 0, 9, 1, 7, 7, 2, 5, 8, 9, 4, 6, 1, 3, 0, 9, 2, 2, 7, 5, 5, 8, 1, 9, 6, 4, 3, 2, 9, 8, 7, 1, 1, 5, 6, 9,
-];
+const LENGTHS: [usize; 37] =
+    [9, 3, 0, 9, 1, 7, 7, 2, 5, 8, 9, 4, 6, 1, 3, 0, 9, 2, 2, 7, 5, 5, 8, 1, 9, 6, 4, 3, 2, 9, 8, 7, 1, 1, 5, 6, 9];
 
 pub fn equal_bits(what: &str, found: &[f32], expected: &[f32]) -> Result<(), Failed> {
     if found.len() != expected.len() {
@@ -44,8 +43,13 @@ pub fn equal_bits(what: &str, found: &[f32], expected: &[f32]) -> Result<(), Fai
         None => Ok(()),
         Some(i) => {
             let count = found.iter().zip(expected).filter(|&pair| differs(pair)).count();
-            Err(format!("{what}: {count} of {} differ, first at {i}: {:e} and {:e}", found.len(), found[i], expected[i])
-                .into())
+            Err(format!(
+                "{what}: {count} of {} differ, first at {i}: {:e} and {:e}",
+                found.len(),
+                found[i],
+                expected[i]
+            )
+            .into())
         }
     }
 }
@@ -65,9 +69,8 @@ pub fn equal_outputs(what: &str, found: &BatchOutput, expected: &BatchOutput) ->
 
 /// What a batch of `case` says about the sequences `chosen`: valid rows and states.
 fn about(case: &Case, output: &BatchOutput, chosen: &[usize]) -> BatchOutput {
-    let rows = |o: &Option<Vec<f32>>| {
-        o.as_ref().map(|o| valid_rows(o, &case.lengths, case.seq_len, case.layout, chosen))
-    };
+    let rows =
+        |o: &Option<Vec<f32>>| o.as_ref().map(|o| valid_rows(o, &case.lengths, case.seq_len, case.layout, chosen));
     let states = |s: &Option<Vec<f32>>, width: fn(&LayerSpec) -> usize| {
         s.as_ref().map(|s| select_state(case.spec(), s, case.batch_size(), chosen, width))
     };
@@ -135,26 +138,23 @@ fn chunks(subject: &Subject) -> Result<(), Failed> {
         let mut lengths = LENGTHS.to_vec();
         lengths[3] = 60;
         let case = Case::new("chunks", &spec, &lengths, 60, true, 3);
-        let one_submit = engine.load_blocking(&case.weights)?;
-        let expected = one_submit.run_blocking(&case.batch())?;
-        let whole = plan(&one_submit, &case.batch()).ok_or("not on a GPU")??;
-        // The smallest budgets that work, found from above, so that chunks of one timestep occur.
-        let mut most_submits = 0;
-        let mut refused = String::new();
-        for percent in (15..95).step_by(5) {
-            let budget = whole.scratch_bytes() * percent / 100;
-            let small = subject.open(|o: EngineOptions| o.memory_budget_bytes(budget))?;
-            let lstm = small.load_blocking(&case.weights)?;
-            let plan = match plan(&lstm, &case.batch()).ok_or("not on a GPU")? {
-                Ok(plan) => plan,
-                Err(e) => { refused = e.to_string(); continue }
-            };
-            most_submits = most_submits.max(plan.submits.len());
-            let output = lstm.run_blocking(&case.batch())?;
-            equal_outputs(&format!("{} submits", plan.submits.len()), &output, &expected)?;
+        let lstm = engine.load_blocking(&case.weights)?;
+        let expected = lstm.run_blocking(&case.batch())?;
+        let whole = plan(&lstm, &case.batch(), Fixed::default()).ok_or("not on a GPU")??;
+        // All budgets that work; the smallest makes chunks of one timestep.
+        let budgets = (1..100).filter_map(|percent| {
+            let fixed = Fixed { budget_bytes: Some(whole.scratch_bytes() * percent / 100), ..Fixed::default() };
+            let plan = plan(&lstm, &case.batch(), fixed)?.ok()?;
+            Some((fixed, plan.submits.len()))
+        });
+        let budgets: Vec<_> = budgets.collect();
+        let smallest = budgets.first().ok_or("no smaller budget works")?;
+        if smallest.1 < whole.submits.len() + 3 {
+            return Err(format!("{:?}: at most {} submits", spec.layers()[0], smallest.1).into());
         }
-        if most_submits < whole.submits.len() + 3 {
-            return Err(format!("{:?}: at most {most_submits} submits were tried; {refused}", spec.layers()[0]).into());
+        for (fixed, submits) in [smallest, &budgets[budgets.len() / 2]] {
+            let output = run_fixed(&lstm, &case.batch(), *fixed).ok_or("not on a GPU")??;
+            equal_outputs(&format!("{submits} submits"), &output, &expected)?;
         }
     }
     Ok(())
@@ -168,8 +168,9 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
         let expected = lstm.run_blocking(&case.batch())?;
         for rows in ROW_TILES {
             for lanes in LANE_TILES {
-                let fixed = TileOverride { rows: Some(rows), lanes: Some(lanes) };
-                let output = run_with(&lstm, &case.batch(), fixed, None, None).ok_or("not on a GPU")??;
+                let tiles = TileOverride { rows: Some(rows), lanes: Some(lanes) };
+                let fixed = Fixed { tiles, ..Fixed::default() };
+                let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
                 equal_outputs(&format!("rows {rows}, lanes {lanes}"), &output, &expected)?;
             }
         }

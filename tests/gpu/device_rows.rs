@@ -1,7 +1,7 @@
 //! Input and output rows in buffers of the caller on the device.
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{TileOverride, device, run_with, wgpu};
+use wgpu_lstm::internals::{Fixed, device, run_fixed, wgpu};
 use wgpu_lstm::{Direction, LstmSpec, Outputs, SequenceOutput};
 
 use crate::bits::{equal_bits, equal_outputs};
@@ -42,9 +42,8 @@ fn rows_on_the_device(subject: &Subject) -> Result<(), Failed> {
                 // Host rows that must not be read in place of the device's.
                 let mut blank = case.clone();
                 blank.x.fill(0.25);
-                let found =
-                    run_with(&lstm, &blank.batch(), TileOverride::default(), Some(&input), Some(&output))
-                        .ok_or("not on a GPU")??;
+                let fixed = Fixed { input: Some(&input), output: Some(&output), ..Fixed::default() };
+                let found = run_fixed(&lstm, &blank.batch(), fixed).ok_or("not on a GPU")??;
 
                 let staging = buffer("test.staging", size, U::MAP_READ | U::COPY_DST);
                 let mut encoder = gpu.create_command_encoder(&Default::default());

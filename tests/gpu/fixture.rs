@@ -53,9 +53,8 @@ pub fn distinct_weights(spec: &LstmSpec, seed: u64) -> LstmWeights {
             };
             let (bias_ih, bias_hh) = (bias(0.0), bias(-0.1));
             let bound = 1.5 / (layer.hidden_size as f32).sqrt();
-            let weight_hr = layer
-                .projection_size
-                .map(|p| (0..p * layer.hidden_size).map(|_| rng.symmetric(bound)).collect());
+            let weight_hr =
+                layer.projection_size.map(|p| (0..p * layer.hidden_size).map(|_| rng.symmetric(bound)).collect());
             CellWeights { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr }
         })
         .collect();
@@ -191,13 +190,7 @@ pub fn select_state(
 }
 
 /// The rows of the sequences `chosen` up to their lengths, from an output in `layout`.
-pub fn valid_rows(
-    output: &[f32],
-    lengths: &[usize],
-    seq_len: usize,
-    layout: Layout,
-    chosen: &[usize],
-) -> Vec<f32> {
+pub fn valid_rows(output: &[f32], lengths: &[usize], seq_len: usize, layout: Layout, chosen: &[usize]) -> Vec<f32> {
     let features = output.len() / (seq_len * lengths.len()).max(1);
     let rows = chosen.iter().flat_map(|&b| (0..lengths[b]).map(move |t| (t, b)));
     rows.flat_map(|(t, b)| output[layout.row(t, b, seq_len, lengths.len()) * features..][..features].to_vec()).collect()

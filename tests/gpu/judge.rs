@@ -43,7 +43,9 @@ pub fn whole_run(case: &Case, found: &BatchOutput) -> Result<Headroom, Failed> {
             continue;
         };
         if found.len() != exact.len() {
-            return Err(format!("{}: {name}: expected {} elements, found {}", case.name, exact.len(), found.len()).into());
+            return Err(
+                format!("{}: {name}: expected {} elements, found {}", case.name, exact.len(), found.len()).into()
+            );
         }
         let own = single.iter().zip(exact).map(|(s, e)| (f64::from(*s) - e).abs()).fold(0.0, f64::max);
         let tolerance = WHOLE_RUN_FACTOR * own + WHOLE_RUN_FLOOR;
@@ -96,9 +98,8 @@ pub fn step(layer: &LayerSpec, cell: &CellWeights, x: &[f32], h_0: &[f32], c_0: 
     };
     let sigmoid = |(x, d): (f64, f64)| (1.0 / (1.0 + (-x).exp()), d / 4.0 + ACTIVATION);
     let tanh = |(x, d): (f64, f64)| (x.tanh(), d + ACTIVATION);
-    let mul = |(a, da): (f64, f64), (b, db): (f64, f64)| {
-        (a * b, a.abs() * db + b.abs() * da + da * db + EPS * (a * b).abs())
-    };
+    let mul =
+        |(a, da): (f64, f64), (b, db): (f64, f64)| (a * b, a.abs() * db + b.abs() * da + da * db + EPS * (a * b).abs());
     let (mut m, mut c) = (Vec::new(), Vec::new());
     for j in 0..hidden {
         let (i, f, g, o) = (sigmoid(gate(0, j)), sigmoid(gate(1, j)), tanh(gate(2, j)), sigmoid(gate(3, j)));
@@ -128,7 +129,13 @@ pub fn step(layer: &LayerSpec, cell: &CellWeights, x: &[f32], h_0: &[f32], c_0: 
 }
 
 /// Whether `found` lies within `bound` of `expected`.
-pub fn within(what: &str, found: &[f32], expected: &[f64], bound: &[f64], headroom: &mut Headroom) -> Result<(), Failed> {
+pub fn within(
+    what: &str,
+    found: &[f32],
+    expected: &[f64],
+    bound: &[f64],
+    headroom: &mut Headroom,
+) -> Result<(), Failed> {
     if found.len() != expected.len() {
         return Err(format!("{what}: expected {} elements, found {}", expected.len(), found.len()).into());
     }

@@ -37,8 +37,7 @@ impl Subject {
     }
 
     fn engine(&self) -> Result<Engine, Failed> {
-        let opened =
-            self.engine.get_or_init(|| Engine::open_blocking(self.options.clone()).map_err(|e| e.to_string()));
+        let opened = self.engine.get_or_init(|| Engine::open_blocking(self.options.clone()).map_err(|e| e.to_string()));
         opened.clone().map_err(Failed::from)
     }
 

@@ -144,10 +144,14 @@ fn poison(subject: &Subject) -> Result<(), Failed> {
 /// Sums of many segments.
 fn long_sums(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.engine()?;
-    let sizes: &[(usize, usize, Option<usize>)] =
-        if is_full() { &[(700, 515, None), (3, 1024, None), (1500, 300, Some(129))] } else { &[(300, 259, None), (700, 150, Some(67))] };
+    let sizes: &[(usize, usize, Option<usize>)] = if is_full() {
+        &[(700, 515, None), (3, 1024, None), (1500, 300, Some(129))]
+    } else {
+        &[(300, 259, None), (700, 150, Some(67))]
+    };
     for &(input, hidden, projection) in sizes {
-        let spec = LstmSpec::stack(input, hidden, 1).direction(Direction::Bidirectional).projection(projection).build()?;
+        let spec =
+            LstmSpec::stack(input, hidden, 1).direction(Direction::Bidirectional).projection(projection).build()?;
         let case = Case::new("long_sums", &spec, &[5, 3, 0, 2], 5, true, 21);
         let lstm = engine.load_blocking(&case.weights)?;
         judge::whole_run(&case, &lstm.run_blocking(&case.batch())?)?;
@@ -166,9 +170,10 @@ fn random_models(subject: &Subject) -> Result<(), Failed> {
     );
     let cases = if is_full() { 400 } else { 24 };
     let config = Config { cases, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(
-        proptest::test_runner::RngAlgorithm::ChaCha,
-    ));
+    let mut runner = TestRunner::new_with_rng(
+        config,
+        proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+    );
     let outcome = runner.run(&strategy, |(model, batch, options)| {
         let (input, hidden, layers, direction, bias) = model;
         let (projection, lengths, time_major, seed) = batch;
@@ -211,9 +216,8 @@ fn classifier(subject: &Subject) -> Result<(), Failed> {
     let (_, lengths) = safetensors::read_tensor_i64(&data, "lengths")?;
     let lengths: Vec<usize> = lengths.iter().map(|&n| n as usize).collect();
     let outputs = Outputs { sequence: SequenceOutput::Last, final_state: false, cells: false };
-    let batch = SequenceBatch::new(&x, [shape[0], shape[1], shape[2]], Layout::BatchMajor)?
-        .lengths(&lengths)?
-        .outputs(outputs);
+    let batch =
+        SequenceBatch::new(&x, [shape[0], shape[1], shape[2]], Layout::BatchMajor)?.lengths(&lengths)?.outputs(outputs);
     let found = engine.load_blocking(&weights)?.run_blocking(&batch)?.last.ok_or("no rows")?;
     let exact = reference::run::<f64>(&weights, &batch)?.last.ok_or("no rows")?;
     let error = found.iter().zip(&exact).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);

@@ -94,8 +94,7 @@ fn threads(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.engine()?;
     let cases: Vec<Case> = (0..4).map(small).collect();
     let models = cases.iter().map(|c| engine.load_blocking(&c.weights)).collect::<Result<Vec<_>, _>>()?;
-    let expected =
-        cases.iter().zip(&models).map(|(c, m)| m.run_blocking(&c.batch())).collect::<Result<Vec<_>, _>>()?;
+    let expected = cases.iter().zip(&models).map(|(c, m)| m.run_blocking(&c.batch())).collect::<Result<Vec<_>, _>>()?;
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..8)
             .map(|n| {

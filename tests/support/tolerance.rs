@@ -14,7 +14,7 @@ use super::comparer::{Bound, Report, compare, expect_empty};
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// What is known about the arithmetic under test.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Arithmetic {
     /// Through how many roundings a product of a sum over k elements may pass.
     depth: fn(usize) -> usize,
@@ -245,7 +245,7 @@ pub fn sample_step(weights: &LstmWeights, batch: &SequenceBatch<'_>, t: usize) -
     let (mut h_0, mut c_0) = (Vec::new(), Vec::new());
     for (_, layer, reverse) in spec.cells() {
         let (h, c) = if reverse { &after } else { &before };
-        let mut take = |to: &mut Vec<f32>, from: &[f64], width: usize| {
+        let take = |to: &mut Vec<f32>, from: &[f64], width: usize| {
             let start = to.len();
             to.extend(from[start..start + batch.batch_size() * width].iter().map(|v| *v as f32));
         };

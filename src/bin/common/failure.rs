@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use wgpu_lstm::ErrorKind;
 
 /// What ended a run before its good end.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// A failed check or bad data: exit code 1.
     Data(String),

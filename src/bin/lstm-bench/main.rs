@@ -35,6 +35,20 @@ fn bench(options: &args::Arguments) -> Result<()> {
     let quiet = options.format != Format::Text;
     if !quiet {
         say!("{}", machine.describe())?;
+    }
+    // Opened once to say what they are; a device that is not there is not asked again for each case.
+    let mut devices = Vec::new();
+    for choice in &options.device {
+        let found = phases::open(choice, options).map(|engine| report::describe(engine.device()));
+        if !quiet {
+            match &found {
+                Ok(text) => say!("{choice}: {text}")?,
+                Err(failure) => say!("{choice}: unavailable: {failure}")?,
+            }
+        }
+        devices.push((choice, found.err()));
+    }
+    if !quiet && devices.iter().any(|(_, failure)| failure.is_none()) {
         say!("{}", report::text_heading())?;
     }
     let mut rows = Vec::new();
@@ -42,13 +56,13 @@ fn bench(options: &args::Arguments) -> Result<()> {
         let inputs = case.inputs()?;
         // The first device's result is what the others' must agree with.
         let mut agreed = None;
-        for device in &options.device {
-            let row = Row {
-                case: case.clone(),
-                device: device.clone(),
-                outcome: inputs.measure(device, options, &mut agreed),
+        for (choice, failure) in &devices {
+            let outcome = match failure {
+                Some(failure) => Outcome::Unavailable(failure.clone()),
+                None => inputs.measure(choice, options, &mut agreed),
             };
-            if !quiet {
+            let row = Row { case: case.clone(), device: (*choice).clone(), outcome };
+            if !quiet && failure.is_none() {
                 say!("{}", report::text_line(&row))?;
             }
             rows.push(row);
@@ -101,8 +115,7 @@ fn verdict(rows: &[Row]) -> Result<()> {
     }
     match unavailable {
         Some((row, failure)) if rows.iter().all(|row| !matches!(row.outcome, Outcome::Measured(_))) => {
-            let message = format!("{}: {failure}", row.device);
-            Err(if matches!(failure, Failure::Usage(_)) { Failure::Usage(message) } else { Failure::Data(message) })
+            Err(failure.clone().context(&row.device))
         }
         _ => Ok(()),
     }

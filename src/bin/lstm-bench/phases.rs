@@ -59,6 +59,15 @@ pub(crate) enum Outcome {
     Wrong(String),
 }
 
+/// Opens a device as the command line asks.
+pub(crate) fn open(device: &DeviceChoice, options: &Arguments) -> Result<Engine> {
+    let engine_options = match options.memory_budget {
+        Some(bytes) => EngineOptions::on(device.clone()).memory_budget_bytes(bytes),
+        None => EngineOptions::on(device.clone()),
+    };
+    Ok(Engine::open_blocking(engine_options)?)
+}
+
 impl Inputs {
     /// Opens the device anew, so that each case pays for its own pipelines; runs, checks, then times. `agreed` is
     /// the result of the first device that got here.
@@ -90,12 +99,8 @@ impl Inputs {
     }
 
     fn start(&self, device: &DeviceChoice, options: &Arguments) -> Result<Started> {
-        let engine_options = match options.memory_budget {
-            Some(bytes) => EngineOptions::on(device.clone()).memory_budget_bytes(bytes),
-            None => EngineOptions::on(device.clone()),
-        };
         let start = Instant::now();
-        let engine = Engine::open_blocking(engine_options)?;
+        let engine = open(device, options)?;
         let open = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let lstm = engine.load_blocking(&self.weights)?;

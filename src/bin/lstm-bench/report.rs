@@ -6,7 +6,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
-use wgpu_lstm::DeviceChoice;
+use wgpu_lstm::{AdapterReport, DeviceChoice, DeviceReport};
 
 use crate::cases::Case;
 use crate::common::failure::{Failure, Result, fail};
@@ -41,6 +41,17 @@ fn text(cells: &[String]) -> String {
         line += &format!("{before}{cell}{after} ");
     }
     line.trim_end().to_owned()
+}
+
+/// `NVIDIA H200 (Vulkan), driver NVIDIA 570.86`, and whether it is a software adapter.
+pub(crate) fn describe(device: &DeviceReport) -> String {
+    let Some(adapter) = &device.adapter else { return device.name.clone() };
+    let software = if adapter.is_software { "; a software adapter, which computes on the CPU" } else { "" };
+    format!("{}, driver {}{software}", device.name, driver(adapter))
+}
+
+fn driver(adapter: &AdapterReport) -> String {
+    [adapter.driver.as_str(), adapter.driver_info.as_str()].join(" ").trim().to_owned()
 }
 
 pub(crate) fn text_heading() -> String {
@@ -93,7 +104,7 @@ fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
         ("device", json!(row.device.to_string())),
         ("device_name", json!(measured.map(|p| &p.device.name))),
         ("backend", json!(adapter.map(|a| &a.backend))),
-        ("driver", json!(adapter.map(|a| [a.driver.as_str(), a.driver_info.as_str()].join(" ").trim().to_owned()))),
+        ("driver", json!(adapter.map(driver))),
         ("software", json!(adapter.map(|a| a.is_software))),
         ("case", json!(case.id())),
         ("name", json!(case.name)),
