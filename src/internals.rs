@@ -12,7 +12,7 @@ mod gpu_internals {
         Binding, BindingKind, GATES, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NONE, ROW_ALIGN, ROW_TILES,
         SEGMENT, padded,
     };
-    pub use crate::pack::{PackedLayer, pack_layer, unpack_layer};
+    pub use crate::pack::{PackedLayer, pack_input_rows, pack_layer, unpack_layer};
     pub use crate::plan::{
         BufferId, BufferRange, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, ScratchBuffer,
         Submit, TileOverride, Upload,

@@ -1,65 +1,8 @@
 //! A batch with its model, owned; and the list of cases that every adapter runs.
 
-use wgpu_lstm::{
-    CellWeights, Direction, LayerSpec, Layout, LstmSpec, LstmWeights, Outputs, SequenceBatch, SequenceOutput,
-};
+use wgpu_lstm::{Direction, LayerSpec, Layout, LstmSpec, LstmWeights, Outputs, SequenceBatch, SequenceOutput};
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(1))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 to `bound` − 1.
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    /// Uniform in ±`bound`.
-    pub fn symmetric(&mut self, bound: f32) -> f32 {
-        bound * ((self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
-    }
-}
-
-/// Contractive weights whose gates, cells and biases differ in scale, so that a swap of any two shows.
-pub fn distinct_weights(spec: &LstmSpec, seed: u64) -> LstmWeights {
-    const GATE_SCALE: [f32; 4] = [0.9, 0.5, 1.3, 0.7];
-    const GATE_BIAS: [f32; 4] = [0.2, -0.3, 0.05, 0.4];
-    let mut rng = Rng::new(seed);
-    let cells = spec
-        .cells()
-        .enumerate()
-        .map(|(index, (_, layer, _))| {
-            let scale = 1.0 + 0.15 * (index % 4) as f32;
-            let gates = 4 * layer.hidden_size;
-            let mut matrix = |columns: usize, gain: f32| -> Vec<f32> {
-                let bound = gain * scale / (columns as f32).sqrt();
-                let gate = |row: usize| GATE_SCALE[row / layer.hidden_size];
-                (0..gates * columns).map(|n| rng.symmetric(bound * gate(n / columns))).collect()
-            };
-            let (weight_ih, weight_hh) = (matrix(layer.input_size, 1.2), matrix(layer.h_size(), 0.8));
-            let mut bias = |offset: f32| -> Option<Vec<f32>> {
-                let value = |row: usize| GATE_BIAS[row / layer.hidden_size] * scale + offset;
-                layer.bias.then(|| (0..gates).map(|row| value(row) + rng.symmetric(0.1)).collect())
-            };
-            let (bias_ih, bias_hh) = (bias(0.0), bias(-0.1));
-            let bound = 1.5 / (layer.hidden_size as f32).sqrt();
-            let weight_hr =
-                layer.projection_size.map(|p| (0..p * layer.hidden_size).map(|_| rng.symmetric(bound)).collect());
-            CellWeights { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr }
-        })
-        .collect();
-    LstmWeights::new(spec.clone(), cells).expect("the weights fit the spec")
-}
+use crate::support::data::{Rng, distinct_weights};
 
 /// What lies beyond the lengths: reading it would be seen.
 const JUNK: f32 = 1.0e4;

@@ -7,9 +7,10 @@
 mod bits;
 mod device_rows;
 mod fixture;
-mod judge;
 mod parity;
 mod robustness;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::sync::{Arc, OnceLock};
 

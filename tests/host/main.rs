@@ -5,6 +5,7 @@ mod comparer;
 mod cpu;
 mod data;
 #[path = "../gpu/fixture.rs"]
+#[allow(dead_code, reason = "the GPU tests use all of it")]
 mod fixture;
 #[cfg(feature = "gpu")]
 mod kernels;

@@ -34,6 +34,8 @@ impl Rng {
 
 /// Factors of the gates i f g o.
 const GATES: [f32; 4] = [0.75, 1.0, 1.3, 0.55];
+/// Offsets of the gates' biases; f forgets, so that states contract.
+const BIASES: [f32; 4] = [0.3, -0.5, 0.1, 0.5];
 /// Factors of layers, repeated.
 const LAYERS: [f32; 3] = [1.0, 0.7, 1.2];
 const REVERSE: f32 = 0.85;
@@ -64,11 +66,15 @@ fn distinct_cell(layer: &LayerSpec, scale: f32, rng: &mut Rng) -> CellWeights {
         }
         weight
     };
-    // Twice the bound of PyTorch's for weight_ih, so that the input is felt; less for weight_hh, so that it contracts.
-    let weight_ih = rows(layer.input_size, 1.6 / (layer.input_size as f32).sqrt());
+    let weight_ih = rows(layer.input_size, 0.8 / (layer.input_size as f32).sqrt());
     let weight_hh = rows(layer.h_size(), 0.9 / (layer.h_size() as f32).sqrt());
-    let bias_ih = layer.bias.then(|| rows(1, 0.4));
-    let bias_hh = layer.bias.then(|| rows(1, 0.25));
+    let mut bias = |offset: f32, size: f32| {
+        let mut bias = rows(1, size);
+        bias.iter_mut().enumerate().for_each(|(r, v)| *v += offset * scale * BIASES[r / hidden_size]);
+        bias
+    };
+    let bias_ih = layer.bias.then(|| bias(1.0, 0.6));
+    let bias_hh = layer.bias.then(|| bias(0.4, 0.4));
     let weight_hr = layer.projection_size.map(|p| {
         let bound = 1.5 * scale / (hidden_size as f32).sqrt();
         (0..p * hidden_size).map(|_| rng.symmetric(bound)).collect()

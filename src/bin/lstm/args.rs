@@ -103,10 +103,10 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "FILE")]
     pub(crate) expect: Option<PathBuf>,
     /// Relative tolerance of --expect
-    #[arg(long, requires = "expect", default_value_t = 1e-4, value_parser = tolerance)]
+    #[arg(long, requires = "expect", allow_negative_numbers = true, default_value_t = 1e-4, value_parser = tolerance)]
     pub(crate) rtol: f64,
     /// Absolute tolerance of --expect
-    #[arg(long, requires = "expect", default_value_t = 1e-5, value_parser = tolerance)]
+    #[arg(long, requires = "expect", allow_negative_numbers = true, default_value_t = 1e-5, value_parser = tolerance)]
     pub(crate) atol: f64,
     /// Print failures only: no summary, no progress bar
     #[arg(short, long)]
