@@ -1,7 +1,7 @@
 //! Input and output rows in buffers of the caller on the device.
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, device, run_fixed, wgpu};
+use wgpu_lstm::internals::{Fixed, device, run_fixed, set_poison, wgpu};
 use wgpu_lstm::{Direction, LstmSpec, Outputs, SequenceOutput};
 
 use crate::bits::{equal_bits, equal_outputs};
@@ -11,7 +11,8 @@ use crate::{Subject, Test};
 pub const TESTS: &[(&str, Test)] = &[("rows_on_the_device_give_the_bits_of_rows_on_the_host", rows_on_the_device)];
 
 fn rows_on_the_device(subject: &Subject) -> Result<(), Failed> {
-    let engine = subject.engine()?;
+    let engine = subject.open(|o| o)?;
+    set_poison(&engine, Some(f32::NAN));
     let (gpu, queue) = device(&engine).ok_or("not on a GPU")?;
     for (direction, projection) in
         [(Direction::Forward, None), (Direction::Bidirectional, None), (Direction::Bidirectional, Some(7))]
