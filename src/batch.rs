@@ -123,7 +123,7 @@ impl<'a> SequenceBatch<'a> {
         })
     }
 
-    /// Sets each sequence's own length, [B], 0 to T. Input at or past a length is not read.
+    /// Sets each sequence's own length, `[B]`, 0 to T. Input at or past a length is not read.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if there are not B lengths or one is above T.
@@ -194,7 +194,7 @@ impl<'a> SequenceBatch<'a> {
         self.input_size
     }
 
-    /// Each sequence's own length, [B].
+    /// Each sequence's own length, `[B]`.
     pub fn sequence_lengths(&self) -> &[usize] {
         &self.lengths
     }
@@ -219,7 +219,7 @@ impl<'a> SequenceBatch<'a> {
         self.outputs
     }
 
-    /// The input row of timestep `t` of sequence `b`, [I].
+    /// The input row of timestep `t` of sequence `b`, `[I]`.
     pub fn input_row(&self, t: usize, b: usize) -> &'a [f32] {
         let row = self.layout.row(t, b, self.seq_len, self.batch_size);
         &self.input[row * self.input_size..][..self.input_size]

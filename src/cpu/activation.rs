@@ -1,6 +1,6 @@
 //! The elementwise half of a timestep: sums, sigmoid, tanh, and the cell equations, for rows of gates.
 //!
-//! In:  `x_gates` and `h_gates` [rows, 4H], `bias` [4H], `c` [rows, H].
+//! In:  `x_gates` and `h_gates` [rows, 4H], `bias` `[4H]`, `c` [rows, H].
 //! Out: `c` and `h` [rows, H] one step later; `x_gates` is used up.
 //! The loops are plain, without fused multiply-add or reassociation; [`pulp::Arch`] compiles them for the widest
 //! vectors that the processor has, and the bits are the same on all of them. NaN propagates.

@@ -21,7 +21,7 @@ pub(super) struct Weights {
     reverse: bool,
     weight_ih: Transposed,
     weight_hh: Transposed,
-    /// b_ih + b_hh, [4H]; zero without biases.
+    /// b_ih + b_hh, `[4H]`; zero without biases.
     bias: Vec<f32>,
     weight_hr: Option<Transposed>,
 }

@@ -93,7 +93,7 @@ impl CpuLstm {
             let run = |(weights, h, c): (&Weights, _, _), threads| {
                 weights.run(group, &rows, h, c, collect, Budget { threads, ..budget })
             };
-            let outputs = match (layer.direction, budget.threads) {
+            let mut outputs = match (layer.direction, budget.threads) {
                 (Direction::Forward | Direction::Reverse, threads) => vec![run(next(), threads)],
                 (Direction::Bidirectional, 1) => vec![run(next(), 1), run(next(), 1)],
                 (Direction::Bidirectional, threads) => {
@@ -103,7 +103,7 @@ impl CpuLstm {
                 }
             };
             if !is_last {
-                rows = Rows::Packed(concatenate(layer.h_size(), &outputs));
+                rows = Rows::Packed(side_by_side(layer.h_size(), &mut outputs));
             }
             results.extend(outputs);
         }
@@ -225,12 +225,15 @@ impl Blocks<'_> {
     }
 }
 
-/// The rows of each direction side by side.
-fn concatenate(width: usize, outputs: &[DirectionOutput]) -> Vec<f32> {
-    let total: usize = outputs.iter().map(|o| o.output.len()).sum();
-    let mut rows = vec![0.0; total];
-    for (d, output) in outputs.iter().enumerate() {
-        for (to, row) in rows.chunks_exact_mut(outputs.len() * width).zip(output.output.chunks_exact(width)) {
+/// Takes the output rows of each direction and puts them side by side.
+fn side_by_side(width: usize, outputs: &mut [DirectionOutput]) -> Vec<f32> {
+    if let [only] = outputs {
+        return std::mem::take(&mut only.output);
+    }
+    let parts: Vec<Vec<f32>> = outputs.iter_mut().map(|o| std::mem::take(&mut o.output)).collect();
+    let mut rows = vec![0.0; parts.iter().map(Vec::len).sum()];
+    for (d, part) in parts.iter().enumerate() {
+        for (to, row) in rows.chunks_exact_mut(parts.len() * width).zip(part.chunks_exact(width)) {
             to[d * width..][..width].copy_from_slice(row);
         }
     }

@@ -103,10 +103,10 @@ mod tests {
                 assert_eq!(table.iter().map(|&r| r as usize).collect::<Vec<_>>(), places);
                 scatter_plane(&packed, 4, 0, width, &schedule, rows, place, &mut back);
             }
-            for b in 0..batch_size {
+            for (b, &length) in lengths.iter().enumerate() {
                 for t in 0..seq_len {
                     let at = layout.row(t, b, seq_len, batch_size) * width;
-                    let expected: &[f32] = if t < lengths[b] { &x[at..at + width] } else { &[0.0; 3] };
+                    let expected: &[f32] = if t < length { &x[at..at + width] } else { &[0.0; 3] };
                     assert_eq!(&back[at..at + width], expected, "{layout:?} b {b} t {t}");
                 }
             }

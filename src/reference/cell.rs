@@ -21,7 +21,7 @@ use crate::weights::CellWeights;
 pub(super) struct Cell<'a, R> {
     layer: &'a LayerSpec,
     weights: &'a CellWeights,
-    /// o·tanh(c'), [H]
+    /// o·tanh(c'), `[H]`
     hidden: Vec<R>,
     /// i, f, g, o of every unit; `h` must not change before the last gate has read it.
     activated: Vec<[R; 4]>,
@@ -33,7 +33,7 @@ impl<'a, R: Real> Cell<'a, R> {
         Self { layer, weights, hidden: vec![R::ZERO; hidden_size], activated: vec![[R::ZERO; 4]; hidden_size] }
     }
 
-    /// Advances `h` [H or P] and `c` [H] by the timestep whose input is `x` [I].
+    /// Advances `h` [H or P] and `c` `[H]` by the timestep whose input is `x` `[I]`.
     pub(super) fn step(&mut self, x: &[R], h: &mut [R], c: &mut [R]) {
         let hidden_size = self.layer.hidden_size;
         for (j, activated) in self.activated.iter_mut().enumerate() {

@@ -18,9 +18,9 @@ pub struct CellWeights {
     pub weight_ih: Vec<f32>,
     /// [4H, H], or [4H, P] with projection.
     pub weight_hh: Vec<f32>,
-    /// [4H]; present exactly if the layer has biases.
+    /// `[4H]`; present exactly if the layer has biases.
     pub bias_ih: Option<Vec<f32>>,
-    /// [4H]; present exactly if the layer has biases.
+    /// `[4H]`; present exactly if the layer has biases.
     pub bias_hh: Option<Vec<f32>>,
     /// [P, H]; present exactly if the layer has a projection.
     pub weight_hr: Option<Vec<f32>>,

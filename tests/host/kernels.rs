@@ -11,8 +11,7 @@ use crate::snapshot;
 
 fn parse(id: KernelId) -> Module {
     let source = id.source();
-    naga::front::wgsl::parse_str(&source)
-        .unwrap_or_else(|e| panic!("{}: {}", id.name(), e.emit_to_string(&source)))
+    naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}: {}", id.name(), e.emit_to_string(&source)))
 }
 
 fn validate(id: KernelId, module: &Module) -> ModuleInfo {
@@ -24,9 +23,7 @@ fn validate(id: KernelId, module: &Module) -> ModuleInfo {
 
 fn layouter(module: &Module) -> naga::proc::Layouter {
     let mut layouter = naga::proc::Layouter::default();
-    layouter
-        .update(module.to_ctx())
-        .expect("validated types have a layout");
+    layouter.update(module.to_ctx()).expect("validated types have a layout");
     layouter
 }
 
@@ -45,62 +42,27 @@ fn every_binding_is_as_the_kernel_table_says() {
             found.insert(binding.binding, variable);
         }
         let table = id.kernel.bindings();
-        assert_eq!(
-            found.len(),
-            table.len(),
-            "{}: number of bindings",
-            id.name()
-        );
+        assert_eq!(found.len(), table.len(), "{}: number of bindings", id.name());
         assert!(
-            table
-                .iter()
-                .filter(|b| matches!(b.kind, BindingKind::Read | BindingKind::ReadWrite))
-                .count()
-                <= 8,
+            table.iter().filter(|b| matches!(b.kind, BindingKind::Read | BindingKind::ReadWrite)).count() <= 8,
             "{}: WebGPU's default is 8 storage buffers",
             id.name()
         );
         for (index, Binding { name, kind }) in table.iter().enumerate() {
             let variable = found[&(index as u32)];
-            assert_eq!(
-                variable.name.as_deref(),
-                Some(*name),
-                "{} binding {index}",
-                id.name()
-            );
+            assert_eq!(variable.name.as_deref(), Some(*name), "{} binding {index}", id.name());
             match kind {
-                BindingKind::Uniform { size_bytes }
-                | BindingKind::DynamicUniform { size_bytes } => {
-                    assert_eq!(
-                        variable.space,
-                        AddressSpace::Uniform,
-                        "{} {name}",
-                        id.name()
-                    );
-                    assert_eq!(
-                        layouter[variable.ty].size,
-                        *size_bytes,
-                        "{} {name}: size",
-                        id.name()
-                    );
+                BindingKind::Uniform { size_bytes } | BindingKind::DynamicUniform { size_bytes } => {
+                    assert_eq!(variable.space, AddressSpace::Uniform, "{} {name}", id.name());
+                    assert_eq!(layouter[variable.ty].size, *size_bytes, "{} {name}: size", id.name());
                 }
                 BindingKind::Read => {
                     let access = StorageAccess::LOAD;
-                    assert_eq!(
-                        variable.space,
-                        AddressSpace::Storage { access },
-                        "{} {name}",
-                        id.name()
-                    );
+                    assert_eq!(variable.space, AddressSpace::Storage { access }, "{} {name}", id.name());
                 }
                 BindingKind::ReadWrite => {
                     let access = StorageAccess::LOAD | StorageAccess::STORE;
-                    assert_eq!(
-                        variable.space,
-                        AddressSpace::Storage { access },
-                        "{} {name}",
-                        id.name()
-                    );
+                    assert_eq!(variable.space, AddressSpace::Storage { access }, "{} {name}", id.name());
                 }
             }
         }
@@ -141,24 +103,10 @@ fn structs_have_the_same_members_on_both_sides() {
                 .iter()
                 .find(|(_, ty)| ty.name.as_deref() == Some(name))
                 .unwrap_or_else(|| panic!("{}: no struct {name}", id.name()));
-            let TypeInner::Struct {
-                members: found,
-                span,
-            } = &ty.inner
-            else {
-                panic!("{name} is no struct")
-            };
-            let found: Vec<_> = found
-                .iter()
-                .map(|m| (m.name.as_deref().unwrap_or(""), m.offset as usize))
-                .collect();
+            let TypeInner::Struct { members: found, span } = &ty.inner else { panic!("{name} is no struct") };
+            let found: Vec<_> = found.iter().map(|m| (m.name.as_deref().unwrap_or(""), m.offset as usize)).collect();
             assert_eq!(&found, members, "{}: {name} against {host}", id.name());
-            assert_eq!(
-                *span as usize,
-                *size,
-                "{}: {name} against {host}",
-                id.name()
-            );
+            assert_eq!(*span as usize, *size, "{}: {name} against {host}", id.name());
         }
     }
 }
@@ -167,49 +115,27 @@ fn structs_have_the_same_members_on_both_sides() {
 fn overrides_constants_and_entry_points_are_those_of_the_table() {
     for id in KernelId::all() {
         let module = parse(id);
-        let mut overrides: Vec<_> = module
-            .overrides
-            .iter()
-            .filter_map(|(_, o): (_, &Override)| o.name.clone())
-            .collect();
+        let mut overrides: Vec<_> =
+            module.overrides.iter().filter_map(|(_, o): (_, &Override)| o.name.clone()).collect();
         overrides.sort();
-        let mut constants: Vec<_> = id
-            .constants()
-            .iter()
-            .map(|(name, _)| (*name).to_owned())
-            .collect();
+        let mut constants: Vec<_> = id.constants().iter().map(|(name, _)| (*name).to_owned()).collect();
         constants.sort();
         assert_eq!(overrides, constants, "{}", id.name());
         let invocations: f64 = id.constants().iter().map(|(_, value)| value).product();
-        assert!(
-            invocations <= 256.0,
-            "{}: WebGPU's default is 256 invocations",
-            id.name()
-        );
-        let entry_points: Vec<_> = module
-            .entry_points
-            .iter()
-            .map(|e| e.name.as_str())
-            .collect();
+        assert!(invocations <= 256.0, "{}: WebGPU's default is 256 invocations", id.name());
+        let entry_points: Vec<_> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
         assert_eq!(entry_points, [id.kernel.entry_point()]);
         let constant = |name: &str| {
-            module
-                .constants
-                .iter()
-                .find(|(_, c)| c.name.as_deref() == Some(name))
-                .map(|(_, c)| match module.global_expressions[c.init] {
+            module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).map(|(_, c)| {
+                match module.global_expressions[c.init] {
                     naga::Expression::Literal(naga::Literal::U32(value)) => value,
                     ref other => panic!("{name} is {other:?}"),
-                })
+                }
+            })
         };
         if id.kernel.has_row_tile() {
             assert_eq!(constant("ROWS"), Some(id.rows), "{}", id.name());
-            assert_eq!(
-                constant("SEGMENT_K4"),
-                Some(SEGMENT as u32 / 4),
-                "{}",
-                id.name()
-            );
+            assert_eq!(constant("SEGMENT_K4"), Some(SEGMENT as u32 / 4), "{}", id.name());
         }
         if let Some(none) = constant("NONE") {
             assert_eq!(none, NONE);
@@ -228,11 +154,7 @@ fn workgroup_memory_is_within_the_default_limit() {
             .filter(|(_, v)| v.space == AddressSpace::WorkGroup)
             .map(|(_, v)| layouter[v.ty].size)
             .sum();
-        assert!(
-            bytes <= 16384,
-            "{}: {bytes} bytes of workgroup memory",
-            id.name()
-        );
+        assert!(bytes <= 16384, "{}: {bytes} bytes of workgroup memory", id.name());
     }
 }
 
@@ -243,11 +165,7 @@ fn labels_and_names_are_unique() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), ids.len());
-    assert!(
-        ids.len() <= 60,
-        "CI compiles at most 60 pipelines per adapter, found {}",
-        ids.len()
-    );
+    assert!(ids.len() <= 60, "CI compiles at most 60 pipelines per adapter, found {}", ids.len());
 }
 
 #[test]
@@ -255,41 +173,20 @@ fn every_variant_is_written_as_spirv_msl_and_hlsl() {
     for id in KernelId::all() {
         let module = parse(id);
         let info = validate(id, &module);
-        let constants: naga::back::PipelineConstants = id
-            .constants()
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
-        let (module, info) =
-            naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants)
-                .unwrap_or_else(|e| panic!("{}: {e:?}", id.name()));
+        let constants: naga::back::PipelineConstants =
+            id.constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants)
+            .unwrap_or_else(|e| panic!("{}: {e:?}", id.name()));
 
-        let words =
-            naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
-                .unwrap_or_else(|e| panic!("{} SPIR-V: {e:?}", id.name()));
-        assert_eq!(
-            words[0],
-            0x0723_0203,
-            "{}: SPIR-V starts with its magic number",
-            id.name()
-        );
+        let words = naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
+            .unwrap_or_else(|e| panic!("{} SPIR-V: {e:?}", id.name()));
+        assert_eq!(words[0], 0x0723_0203, "{}: SPIR-V starts with its magic number", id.name());
 
-        let options = naga::back::msl::Options {
-            fake_missing_bindings: true,
-            ..Default::default()
-        };
-        let (msl, _) = naga::back::msl::write_string(
-            &module,
-            &info,
-            &options,
-            &naga::back::msl::PipelineOptions::default(),
-        )
-        .unwrap_or_else(|e| panic!("{} MSL: {e:?}", id.name()));
-        assert!(
-            msl.contains(id.kernel.entry_point()),
-            "{}: MSL lacks the entry point",
-            id.name()
-        );
+        let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+        let (msl, _) =
+            naga::back::msl::write_string(&module, &info, &options, &naga::back::msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{} MSL: {e:?}", id.name()));
+        assert!(msl.contains(id.kernel.entry_point()), "{}: MSL lacks the entry point", id.name());
 
         let mut hlsl = String::new();
         let options = naga::back::hlsl::Options::default();
@@ -297,26 +194,16 @@ fn every_variant_is_written_as_spirv_msl_and_hlsl() {
         naga::back::hlsl::Writer::new(&mut hlsl, &options, &pipeline)
             .write(&module, &info, None)
             .unwrap_or_else(|e| panic!("{} HLSL: {e:?}", id.name()));
-        assert!(
-            hlsl.contains(id.kernel.entry_point()),
-            "{}: HLSL lacks the entry point",
-            id.name()
-        );
+        assert!(hlsl.contains(id.kernel.entry_point()), "{}: HLSL lacks the entry point", id.name());
     }
 }
 
 #[test]
 fn generated_code_is_as_reviewed() {
     for rows in [1, 4] {
-        let id = KernelId {
-            kernel: Kernel::RecurrentStep,
-            rows,
-            lanes: 64,
-        };
+        let id = KernelId { kernel: Kernel::RecurrentStep, rows, lanes: 64 };
         let source = id.source();
-        let generated = source
-            .find("// Generated by")
-            .expect("the source ends with generated text");
+        let generated = source.find("// Generated by").expect("the source ends with generated text");
         snapshot::check(&format!("rows{rows}.wgsl"), &source[generated..]);
     }
 }

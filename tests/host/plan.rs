@@ -2,8 +2,7 @@
 
 use proptest::prelude::*;
 use wgpu_lstm::internals::{
-    BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride,
-    Upload,
+    BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride, Upload,
 };
 use wgpu_lstm::{Direction, ErrorKind, Layout, LstmSpec, Outputs, SequenceOutput};
 
@@ -40,33 +39,17 @@ fn plans_are_as_reviewed() {
     let plan = Plan::new(&request(&small, &[3, 0, 5], DEFAULTS)).unwrap();
     snapshot::check("plan_forward_two_layers.txt", &plan.describe());
 
-    let bidirectional = LstmSpec::stack(12, 32, 2)
-        .direction(Direction::Bidirectional)
-        .projection(8)
-        .build()
-        .unwrap();
+    let bidirectional = LstmSpec::stack(12, 32, 2).direction(Direction::Bidirectional).projection(8).build().unwrap();
     let mut last = request(&bidirectional, &[4, 2], DEFAULTS);
-    last.outputs = Outputs {
-        sequence: SequenceOutput::Last,
-        final_state: false,
-        cells: false,
-    };
+    last.outputs = Outputs { sequence: SequenceOutput::Last, final_state: false, cells: false };
     last.initial_state = true;
-    snapshot::check(
-        "plan_bidirectional_projected_last.txt",
-        &Plan::new(&last).unwrap().describe(),
-    );
+    snapshot::check("plan_bidirectional_projected_last.txt", &Plan::new(&last).unwrap().describe());
 
     let long = LstmSpec::stack(40, 256, 3).build().unwrap();
-    let limits = PlanLimits {
-        budget_bytes: 4 << 20,
-        ..DEFAULTS
-    };
+    let limits = PlanLimits { budget_bytes: 4 << 20, ..DEFAULTS };
     snapshot::check(
         "plan_long_in_chunks.txt",
-        &Plan::new(&request(&long, &[900, 500, 10], limits))
-            .unwrap()
-            .describe(),
+        &Plan::new(&request(&long, &[900, 500, 10], limits)).unwrap().describe(),
     );
 }
 
@@ -75,103 +58,41 @@ fn a_batch_that_does_not_fit_names_the_limit() {
     let spec = LstmSpec::stack(4, 1024, 1).build().unwrap();
     let lengths = vec![1; 1000];
     let limited = |limits| Plan::new(&request(&spec, &lengths, limits)).unwrap_err();
-    let error = limited(PlanLimits {
-        binding_bytes: 4 << 20,
-        ..DEFAULTS
-    });
+    let error = limited(PlanLimits { binding_bytes: 4 << 20, ..DEFAULTS });
     assert_eq!(error.kind(), ErrorKind::DeviceLimit);
-    assert!(
-        error
-            .to_string()
-            .contains("max_storage_buffer_binding_size"),
-        "{error}"
-    );
-    let error = limited(PlanLimits {
-        budget_bytes: 20 << 20,
-        ..DEFAULTS
-    });
-    assert!(
-        error.to_string().contains("memory budget") && error.to_string().contains("a batch of at most"),
-        "{error}"
-    );
-    let error = limited(PlanLimits {
-        loop_trips: Some(100),
-        ..DEFAULTS
-    });
+    assert!(error.to_string().contains("max_storage_buffer_binding_size"), "{error}");
+    let error = limited(PlanLimits { budget_bytes: 20 << 20, ..DEFAULTS });
+    assert!(error.to_string().contains("memory budget") && error.to_string().contains("a batch of at most"), "{error}");
+    let error = limited(PlanLimits { loop_trips: Some(100), ..DEFAULTS });
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(
-        error.to_string().contains("ends loops after 100"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("ends loops after 100"), "{error}");
 }
 
 #[test]
 fn what_was_not_asked_for_is_not_read() {
-    let spec = LstmSpec::stack(5, 7, 1)
-        .direction(Direction::Bidirectional)
-        .build()
-        .unwrap();
+    let spec = LstmSpec::stack(5, 7, 1).direction(Direction::Bidirectional).build().unwrap();
     let contents = |outputs| {
         let mut request = request(&spec, &[3, 5], DEFAULTS);
         request.outputs = outputs;
         let plan = Plan::new(&request).unwrap();
-        plan.submits
-            .iter()
-            .flat_map(|s| s.reads.iter().map(|r| r.content.clone()))
-            .collect::<Vec<_>>()
+        plan.submits.iter().flat_map(|s| s.reads.iter().map(|r| r.content.clone())).collect::<Vec<_>>()
     };
-    let none = Outputs {
-        sequence: SequenceOutput::None,
-        final_state: false,
-        cells: false,
-    };
+    let none = Outputs { sequence: SequenceOutput::None, final_state: false, cells: false };
     assert_eq!(contents(none), []);
+    assert_eq!(contents(Outputs { sequence: SequenceOutput::Last, ..none }), [Content::Last]);
     assert_eq!(
-        contents(Outputs {
-            sequence: SequenceOutput::Last,
-            ..none
-        }),
-        [Content::Last]
-    );
-    assert_eq!(
-        contents(Outputs {
-            final_state: true,
-            ..none
-        }),
+        contents(Outputs { final_state: true, ..none }),
         [Content::CellN { layer: 0 }, Content::HiddenN { layer: 0 }]
     );
-    let rows = |direction| Content::Rows {
-        direction,
-        rows: 0..8,
-    };
-    assert_eq!(
-        contents(Outputs {
-            sequence: SequenceOutput::All,
-            ..none
-        }),
-        [rows(0), rows(1)]
-    );
-    assert_eq!(
-        contents(Outputs {
-            cells: true,
-            ..none
-        }),
-        [rows(0), rows(1)]
-    );
+    let rows = |direction| Content::Rows { direction, rows: 0..8 };
+    assert_eq!(contents(Outputs { sequence: SequenceOutput::All, ..none }), [rows(0), rows(1)]);
+    assert_eq!(contents(Outputs { cells: true, ..none }), [rows(0), rows(1)]);
 }
 
 fn specs() -> impl Strategy<Value = LstmSpec> {
-    let direction = prop_oneof![
-        Just(Direction::Forward),
-        Just(Direction::Reverse),
-        Just(Direction::Bidirectional)
-    ];
-    (
-        1..70usize,
-        2..70usize,
-        prop::collection::vec((direction, prop::option::of(1..2usize)), 1..4),
-    )
-        .prop_map(|(input, hidden, layers)| {
+    let direction = prop_oneof![Just(Direction::Forward), Just(Direction::Reverse), Just(Direction::Bidirectional)];
+    (1..70usize, 2..70usize, prop::collection::vec((direction, prop::option::of(1..2usize)), 1..4)).prop_map(
+        |(input, hidden, layers)| {
             // Layers of different directions, each on top of the one before.
             let mut input_size = input;
             let layers = layers
@@ -189,7 +110,8 @@ fn specs() -> impl Strategy<Value = LstmSpec> {
                 })
                 .collect();
             LstmSpec::new(layers).expect("sizes chain")
-        })
+        },
+    )
 }
 
 proptest! {

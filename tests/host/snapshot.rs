@@ -4,12 +4,9 @@ use std::path::PathBuf;
 
 /// Fails with the first line that differs.
 pub fn check(name: &str, text: &str) {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/data/snapshots", name]
-        .iter()
-        .collect();
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/data/snapshots", name].iter().collect();
     if std::env::var_os("LSTM_UPDATE_SNAPSHOTS").is_some_and(|v| v == "1") {
-        std::fs::create_dir_all(path.parent().expect("a snapshot has a folder"))
-            .expect("create the folder");
+        std::fs::create_dir_all(path.parent().expect("a snapshot has a folder")).expect("create the folder");
         std::fs::write(&path, text).expect("write the snapshot");
         return;
     }

@@ -75,7 +75,9 @@ pub(crate) fn print_line(line: fmt::Arguments<'_>) -> Result<()> {
 pub(crate) fn run(program: &'static str, body: impl FnOnce() -> Result<()>) -> ExitCode {
     // What no line of this program foresaw still ends in one line.
     std::panic::set_hook(Box::new(move |info| {
-        let message = info.payload_as_str().unwrap_or("no message");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         let place = info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
         let _ = writeln!(std::io::stderr(), "{program}: internal error, please report it: {message}{place}");
     }));

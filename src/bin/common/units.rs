@@ -53,7 +53,7 @@ pub(crate) fn grouped(number: usize) -> String {
     text
 }
 
-/// Three significant digits or whole numbers: `0.0421`, `3.14`, `271`, `12345`.
+/// Three significant digits or whole numbers: `0.0421`, `3.46`, `271`, `12345`.
 pub(crate) fn significant(value: f64) -> String {
     if !value.is_finite() || value == 0.0 {
         return format!("{value}");
@@ -89,8 +89,8 @@ mod tests {
         assert_eq!([bytes(96), bytes(128 << 20), bytes(3 << 29)], ["96 B", "128 MiB", "1.5 GiB"]);
         assert_eq!([grouped(7), grouped(1000), grouped(1_234_567)], ["7", "1,000", "1,234,567"]);
         assert_eq!(
-            [significant(0.042_13), significant(3.141_59), significant(271.4), significant(12345.6)],
-            ["0.0421", "3.14", "271", "12346"]
+            [significant(0.042_13), significant(3.456), significant(271.4), significant(12345.6)],
+            ["0.0421", "3.46", "271", "12346"]
         );
         assert_eq!(milliseconds(0.001_234), "1.23");
     }

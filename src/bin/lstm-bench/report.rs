@@ -29,7 +29,7 @@ pub(crate) enum Format {
 }
 
 /// Widths of the text columns; a wider cell moves its row.
-const WIDTHS: [usize; 11] = [34, 12, 8, 8, 8, 8, 9, 17, 5, 9, 8];
+const WIDTHS: [usize; 11] = [46, 12, 8, 8, 8, 8, 9, 17, 5, 9, 8];
 const TEXT_COLUMNS: [&str; 11] =
     ["case", "device", "open ms", "load", "compile", "first", "steady", "min–max", "read", "µs/step", "GFLOP/s"];
 

@@ -13,9 +13,11 @@ use wgpu_lstm::AdapterReport;
 pub(crate) struct System {
     /// `/`, or a test's folder.
     root: PathBuf,
-    /// Reads an environment variable.
-    variable: Box<dyn Fn(&str) -> Option<String>>,
+    variable: Variables,
 }
+
+/// Reads an environment variable.
+type Variables = Box<dyn Fn(&str) -> Option<String>>;
 
 /// A GPU without an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
