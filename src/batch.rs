@@ -60,6 +60,10 @@ impl Default for Outputs {
     }
 }
 
+const MAX_SEQ_LEN: usize = i32::MAX as usize;
+/// An array without timesteps can claim any batch size; this many lengths still fit in memory.
+const MAX_BATCH_SIZE: usize = 1 << 24;
+
 /// A batch of B sequences of up to T timesteps, each with its own length.
 ///
 /// ```
@@ -89,7 +93,7 @@ impl<'a> SequenceBatch<'a> {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the number of elements is not the product of the
-    /// shape, or T or B is above 2^31 − 1.
+    /// shape, I is 0, T is above 2^31 − 1 or B above 2^24.
     pub fn new(input: &'a [f32], shape: [usize; 3], layout: Layout) -> Result<Self> {
         let elements = shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
         if elements != Some(input.len()) {
@@ -104,10 +108,13 @@ impl<'a> SequenceBatch<'a> {
             Layout::TimeMajor => (shape[0], shape[1]),
             Layout::BatchMajor => (shape[1], shape[0]),
         };
-        for (name, size) in [("seq_len", seq_len), ("batch_size", batch_size)] {
-            if size > i32::MAX as usize {
-                bail!(InvalidInput, "{name}: expected at most {}, found {size}", i32::MAX);
+        for (name, size, most) in [("seq_len", seq_len, MAX_SEQ_LEN), ("batch_size", batch_size, MAX_BATCH_SIZE)] {
+            if size > most {
+                bail!(InvalidInput, "{name}: expected at most {most}, found {size}");
             }
+        }
+        if shape[2] == 0 {
+            bail!(InvalidInput, "input: expected an input_size of at least 1, found shape {shape:?}");
         }
         Ok(Self {
             input,
@@ -311,6 +318,11 @@ mod tests {
             "input: expected 30 elements for shape [2, 5, 3], found 29"
         );
         assert!(message(SequenceBatch::new(&x, [usize::MAX, 5, 3], Layout::BatchMajor)).contains("too many"));
+        assert_eq!(
+            message(SequenceBatch::new(&[], [1 << 31, 0, 3], Layout::BatchMajor)),
+            "batch_size: expected at most 16777216, found 2147483648"
+        );
+        assert!(message(SequenceBatch::new(&[], [2, 5, 0], Layout::BatchMajor)).contains("input_size of at least 1"));
         let batch = SequenceBatch::new(&x, shape, Layout::BatchMajor).unwrap();
         assert_eq!(message(batch.clone().lengths(&[5])), "lengths: expected batch_size = 2, found 1");
         assert_eq!(message(batch.clone().lengths(&[5, 6])), "lengths[1]: expected 0 to seq_len 5, found 6");

@@ -88,10 +88,11 @@ pub enum LimitsProfile {
 pub struct EngineOptions {
     /// Which device.
     pub device: DeviceChoice,
-    /// Bytes of working buffers of one run on the device, weights not counted; 1 GiB if `None`. Long inputs are
-    /// cut into chunks of timesteps to stay within it.
+    /// Bytes of working buffers of one run on a GPU; 1 GiB if `None`. Long inputs are cut into chunks of
+    /// timesteps to stay within it. Weights are not counted, nor what is read back: at most the output asked
+    /// for. The CPU backend and the reference hold whole sequences and have no budget.
     pub memory_budget_bytes: Option<u64>,
-    /// Which limits to open the device with.
+    /// Which limits to open a GPU with.
     pub limits: LimitsProfile,
 }
 
@@ -476,6 +477,7 @@ impl Lstm {
     ) -> Result<BatchOutput> {
         batch.validate(&self.inner.spec)?;
         if batch.num_valid_rows() == 0 {
+            progress(1.0);
             return Ok(empty_output(&self.inner.spec, batch));
         }
         let output = match &self.inner.model {

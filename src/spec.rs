@@ -199,7 +199,7 @@ impl LstmSpec {
 
     /// The number of trained parameters.
     pub fn num_parameters(&self) -> usize {
-        self.layers.iter().map(LayerSpec::num_parameters).sum()
+        self.layers.iter().map(LayerSpec::num_parameters).fold(0, usize::saturating_add)
     }
 }
 
@@ -239,7 +239,7 @@ impl StackBuilder {
     /// # Errors
     /// As [`LstmSpec::new`].
     pub fn build(self) -> Result<LstmSpec> {
-        const MAX_LAYERS: usize = 1 << 16;
+        const MAX_LAYERS: usize = 1 << 10;
         if self.num_layers > MAX_LAYERS {
             bail!(InvalidSpec, "num_layers: expected 1 to {MAX_LAYERS}, found {}", self.num_layers);
         }

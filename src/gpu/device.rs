@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pipelines::Pipelines;
-use super::wait::Waiter;
+use super::wait::{Waiter, poll};
 use crate::engine::{EngineOptions, LimitsProfile};
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::plan::PlanLimits;
@@ -105,7 +105,11 @@ impl Context {
         let mut context = Self {
             pipelines: Pipelines::new(&device),
             waiter: Waiter::new(device.clone(), faults.clone()),
-            pool: Mutex::new(Pool { free: HashMap::new(), bytes: 0, capacity: limits.budget_bytes }),
+            pool: Mutex::new(Pool {
+                free: HashMap::new(),
+                bytes: 0,
+                capacity: limits.budget_bytes + limits.budget_bytes / 8,
+            }),
             poison: AtomicU32::new(0),
             device,
             queue,
@@ -128,39 +132,54 @@ impl Context {
             (value, (validation.pop(), memory.pop(), internal.pop()))
         };
         let reports = [reports.0.await, reports.1.await, reports.2.await];
-        let report = reports.into_iter().flatten().next();
-        if report.is_some() {
+        let mut reports: Vec<wgpu::Error> = reports.into_iter().flatten().collect();
+        if !reports.is_empty() {
             // After a loss wgpu reports invalid objects; the loss itself is told at the next poll.
-            let _ = self.device.poll(wgpu::PollType::Poll);
+            poll(&self.device, &self.faults, wgpu::PollType::Poll);
         }
         self.faults.check()?;
-        match report {
+        // What follows from a failed allocation is reported too, as invalid use.
+        if reports.iter().any(|e| matches!(e, wgpu::Error::OutOfMemory { .. })) {
+            bail!(OutOfMemory, "{what}: the device is out of memory; a smaller batch or memory budget would help");
+        }
+        match reports.pop() {
             None => Ok(value),
-            Some(wgpu::Error::OutOfMemory { .. }) => {
-                bail!(OutOfMemory, "{what}: the device is out of memory; a smaller batch or memory budget would help")
-            }
             Some(error) => bail!(DeviceFault, "{what}: {}", one_line(&error)),
         }
     }
 
-    /// A buffer of at least `size_bytes` from the pool, or a new one. To be called in [`Self::guarded`].
-    pub(crate) fn acquire(self: &Arc<Self>, label: &str, size_bytes: u64, usage: wgpu::BufferUsages) -> Scratch {
-        let size = size_class(size_bytes).min(self.limits.buffer_bytes).max(size_bytes);
-        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(size, usage);
+    /// Buffers of at least the wanted sizes, from the pool or new. If the device has no memory left, the idle
+    /// buffers are freed and it is tried once more.
+    pub(crate) async fn acquire(self: &Arc<Self>, wanted: &[Wanted<'_>]) -> Result<Vec<Scratch>> {
+        let take = || wanted.iter().map(|w| self.take_or_create(w)).collect::<Vec<_>>();
+        let buffers = match self.guarded("allocating", take).await {
+            Err(e) if e.kind() == ErrorKind::OutOfMemory => {
+                self.pool.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.guarded("allocating", take).await?
+            }
+            other => other?,
+        };
+        // Only buffers that exist come under the care that returns them to the pool.
+        Ok(buffers.into_iter().map(|buffer| Scratch { context: self.clone(), buffer: Some(buffer) }).collect())
+    }
+
+    fn take_or_create(&self, wanted: &Wanted<'_>) -> wgpu::Buffer {
+        let size = size_class(wanted.size_bytes).min(self.limits.buffer_bytes).max(wanted.size_bytes);
+        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(size, wanted.usage);
         let buffer = pooled.unwrap_or_else(|| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
+                label: Some(wanted.label),
                 size,
-                usage,
+                usage: wanted.usage,
                 mapped_at_creation: false,
             })
         });
         let poison = self.poison.load(Ordering::Relaxed);
-        if poison != 0 && usage.contains(wgpu::BufferUsages::STORAGE) {
+        if poison != 0 && wanted.usage.contains(wgpu::BufferUsages::STORAGE) {
             let words = vec![poison; (size / 4) as usize];
             self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
         }
-        Scratch { context: self.clone(), buffer: Some(buffer) }
+        buffer
     }
 
     /// Fills scratch buffers with `value` before each run; for tests, which must not see it.
@@ -172,6 +191,13 @@ impl Context {
     pub(crate) fn pooled_bytes(&self) -> u64 {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner).bytes
     }
+}
+
+/// A scratch buffer to be acquired.
+pub(crate) struct Wanted<'a> {
+    pub(crate) label: &'a str,
+    pub(crate) size_bytes: u64,
+    pub(crate) usage: wgpu::BufferUsages,
 }
 
 /// wgpu's reports span many lines.
@@ -221,12 +247,16 @@ impl Pool {
         Some(buffer)
     }
 
+    fn clear(&mut self) {
+        self.free.clear();
+        self.bytes = 0;
+    }
+
     /// Keeps the buffer; when the pool would outgrow the budget, everything in it is freed first.
     fn put(&mut self, buffer: wgpu::Buffer) {
         let size = buffer.size();
         if self.bytes + size > self.capacity {
-            self.free.clear();
-            self.bytes = 0;
+            self.clear();
         }
         if size <= self.capacity {
             self.bytes += size;

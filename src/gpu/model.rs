@@ -1,11 +1,13 @@
 //! A model on the device: packed weights, uploaded once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::device::Context;
 use crate::error::{Result, bail};
-use crate::kernels::{LayerLayout, ModelPart};
+use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, ROW_ALIGN, padded};
 use crate::pack::pack_layer;
+use crate::plan::tiles;
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
 
@@ -18,7 +20,7 @@ pub(crate) struct GpuLstm {
 }
 
 impl GpuLstm {
-    /// Packs and uploads the weights.
+    /// Packs and uploads the weights and compiles the kernels.
     pub(crate) async fn load(context: &Arc<Context>, weights: &LstmWeights) -> Result<Self> {
         let spec = weights.spec().clone();
         let layers = spec.layers();
@@ -68,6 +70,9 @@ impl GpuLstm {
         }
         // Writes are staged until a submit; without one the copies of all weights would wait for the first run.
         context.guarded("uploading weights", || context.queue.submit([])).await?;
+        for id in kernels(&spec) {
+            context.pipeline(id).await?;
+        }
         Ok(Self { context: context.clone(), spec, buffers })
     }
 
@@ -75,4 +80,23 @@ impl GpuLstm {
         let index = ModelPart::ALL.iter().position(|&p| p == part).expect("ALL lists every part");
         self.buffers[layer][index].as_ref().expect("the plan binds only parts that the layer has")
     }
+}
+
+/// The variants that batches of any size of this model use.
+fn kernels(spec: &LstmSpec) -> BTreeSet<KernelId> {
+    let mut ids = BTreeSet::new();
+    for layer in spec.layers() {
+        let (hidden, h_stride) = (layer.hidden_size, padded(layer.h_size()));
+        let mut kernels = vec![(Kernel::InputProjection, hidden)];
+        if layer.projection_size.is_some() {
+            kernels.push((Kernel::RecurrentStepProjected, padded(hidden)));
+            kernels.push((Kernel::ProjectionStep, h_stride / ROW_ALIGN));
+        } else {
+            kernels.push((Kernel::RecurrentStep, padded(hidden)));
+        }
+        for (kernel, columns) in kernels {
+            ids.extend(tiles::variants(kernel, columns));
+        }
+    }
+    ids
 }

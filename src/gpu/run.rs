@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::device::{Context, Scratch};
+use super::device::{Context, Scratch, Wanted};
 use super::model::GpuLstm;
-use super::wait::{Signal, Waiting, map, work_done};
+use super::wait::{Signal, Waiting, map};
 use crate::batch::{BatchOutput, Layout, SequenceBatch, SequenceOutput};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::kernels::{KernelId, padded};
 use crate::pack::{pack_input_rows, pack_state, pack_state_buffer, row_table, scatter_plane, unpack_state};
 use crate::plan::{BufferId, BufferRange, Content, Plan, PlanRequest, RowsAt, TileOverride, Upload};
@@ -38,9 +38,9 @@ pub(crate) struct DeviceRows<'a> {
 struct InFlight {
     submit: usize,
     index: wgpu::SubmissionIndex,
-    /// The mapping of `staging`, or the end of the work if nothing is read.
+    /// The mappings of `staging`.
     signal: Signal,
-    staging: Option<wgpu::Buffer>,
+    staging: Vec<wgpu::Buffer>,
 }
 
 impl GpuLstm {
@@ -63,6 +63,35 @@ impl GpuLstm {
         })
     }
 
+    /// Checks buffers of the caller: what they are for, their sizes and usages.
+    fn check_rows(&self, batch: &SequenceBatch<'_>, rows: &DeviceRows<'_>) -> Result<()> {
+        if rows.output.is_some() && batch.requested().sequence != SequenceOutput::All {
+            bail!(InvalidInput, "output: rows on the device need Outputs::sequence = All");
+        }
+        let num_rows = (batch.seq_len() * batch.batch_size()) as u64;
+        for (name, buffer, width) in
+            [("input", rows.input, self.spec.input_size()), ("output", rows.output, self.spec.output_size())]
+        {
+            let Some(buffer) = buffer else { continue };
+            let needs = num_rows * width as u64 * 4;
+            if buffer.size() < needs {
+                bail!(InvalidInput, "{name}: expected a buffer of {needs} bytes, found {}", buffer.size());
+            }
+            if buffer.size() > self.context.limits.binding_bytes {
+                bail!(
+                    DeviceLimit,
+                    "max_storage_buffer_binding_size: {name} has {} bytes, the device allows {}",
+                    buffer.size(),
+                    self.context.limits.binding_bytes
+                );
+            }
+            if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+                bail!(InvalidInput, "{name}: expected a buffer with usage STORAGE, found {:?}", buffer.usage());
+            }
+        }
+        Ok(())
+    }
+
     /// Runs a validated batch with at least one valid row.
     pub(crate) async fn run(
         &self,
@@ -74,12 +103,13 @@ impl GpuLstm {
         let context = &self.context;
         context.faults.check()?;
         let rows = options.rows;
+        self.check_rows(batch, &rows)?;
         let plan = self.plan(batch, &options)?;
         let mut pipelines = HashMap::new();
         for id in plan.kernels() {
             pipelines.insert(id, context.pipeline(id).await?);
         }
-        let scratch = context.guarded("allocating", || acquire(context, &plan)).await?;
+        let scratch = acquire(context, &plan).await?;
         let resources = Resources { model: self, scratch: &scratch, rows };
         let bind_groups = context.guarded("binding", || resources.bind_groups(&plan)).await?;
 
@@ -113,27 +143,29 @@ async fn finish(
     results: &mut Results<'_>,
 ) -> Result<()> {
     done.signal.finish(&context.waiter, done.index, waiting).await?;
-    match done.staging {
-        Some(staging) => {
-            let view = mapped_view(&staging)?;
-            results.take(&plan.submits[done.submit].reads, plan, &view);
-            drop(view);
-            staging.unmap();
-            Ok(())
-        }
-        None => Ok(()),
+    for (index, staging) in done.staging.iter().enumerate() {
+        let view = mapped_view(staging)?;
+        results.take(&plan.submits[done.submit].reads, index, plan, &view);
+        drop(view);
+        staging.unmap();
     }
+    Ok(())
 }
 
-fn acquire(context: &std::sync::Arc<Context>, plan: &Plan) -> Vec<Scratch> {
+async fn acquire(context: &std::sync::Arc<Context>, plan: &Plan) -> Result<Vec<Scratch>> {
     use wgpu::BufferUsages as U;
-    plan.scratch
+    let labels: Vec<String> = plan.scratch.iter().map(|b| format!("lstm.{}", b.label)).collect();
+    let wanted: Vec<Wanted<'_>> = plan
+        .scratch
         .iter()
-        .map(|b| {
-            let usage = if b.uniform { U::UNIFORM | U::COPY_DST } else { U::STORAGE | U::COPY_DST | U::COPY_SRC };
-            context.acquire(&format!("lstm.{}", b.label), b.size_bytes, usage)
+        .zip(&labels)
+        .map(|(b, label)| Wanted {
+            label,
+            size_bytes: b.size_bytes,
+            usage: if b.uniform { U::UNIFORM | U::COPY_DST } else { U::STORAGE | U::COPY_DST | U::COPY_SRC },
         })
-        .collect()
+        .collect();
+    context.acquire(&wanted).await
 }
 
 /// What the plan's buffer names stand for in this run.
@@ -223,30 +255,29 @@ impl<'a> Resources<'a> {
                 pass.dispatch_workgroups(x, y, z);
             }
         }
-        let staging = (!submit.reads.is_empty()).then(|| {
-            let staging = context.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("lstm.staging"),
-                size: submit.staging_bytes,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
-            for read in &submit.reads {
-                encoder.copy_buffer_to_buffer(
-                    self.buffer(read.range.buffer),
-                    read.range.offset_bytes,
-                    &staging,
-                    read.staging_bytes,
-                    read.range.size_bytes,
-                );
-            }
-            staging
-        });
+        let staging: Vec<wgpu::Buffer> = submit
+            .staging_bytes
+            .iter()
+            .map(|&size| {
+                context.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("lstm.staging"),
+                    size,
+                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                })
+            })
+            .collect();
+        for read in &submit.reads {
+            encoder.copy_buffer_to_buffer(
+                self.buffer(read.range.buffer),
+                read.range.offset_bytes,
+                &staging[read.staging],
+                read.staging_offset_bytes,
+                read.range.size_bytes,
+            );
+        }
         let submission = context.queue.submit([encoder.finish()]);
-        let signal = match &staging {
-            Some(buffer) => map(buffer),
-            None => work_done(&context.queue),
-        };
-        InFlight { submit: index, index: submission, signal, staging }
+        InFlight { submit: index, index: submission, signal: map(&staging), staging }
     }
 
     fn upload(&self, plan: &Plan, batch: &SequenceBatch<'_>, upload: &Upload) {
@@ -325,13 +356,13 @@ impl<'a> Results<'a> {
         Self { batch, model, output }
     }
 
-    /// Unpacks what a submit read.
-    fn take(&mut self, reads: &[crate::plan::Read], plan: &Plan, staging: &[u8]) {
+    /// Unpacks what a submit read into staging buffer `index`.
+    fn take(&mut self, reads: &[crate::plan::Read], index: usize, plan: &Plan, staging: &[u8]) {
         let batch = self.batch;
         let spec = &self.model.spec;
         let last = spec.last_layer();
-        for read in reads {
-            let bytes = &staging[read.staging_bytes as usize..][..read.range.size_bytes as usize];
+        for read in reads.iter().filter(|r| r.staging == index) {
+            let bytes = &staging[read.staging_offset_bytes as usize..][..read.range.size_bytes as usize];
             // Mapped memory is aligned for f32 on every backend, but only the copy is promised to be.
             let copied;
             let values: &[f32] = match bytemuck::try_cast_slice(bytes) {

@@ -1,14 +1,13 @@
-//! Waiting for the device: results of mappings as futures, and who polls.
+//! Waiting for the device: the end of a submission and of its mappings, and who polls.
 //!
 //! On native targets nothing happens unless somebody polls the device. A blocking caller polls by itself; an
-//! async caller leaves its submission to a thread of the context. In a browser the page's event loop does it.
+//! async caller leaves its submission to a thread of the context, which tells it the outcome whether the device
+//! finishes or is lost. In a browser the page's event loop does it.
 
-use std::sync::Arc;
-
-use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::Faults;
-use crate::error::{Result, bail};
+use crate::error::{Error, ErrorKind, Result, bail};
 
 /// Who polls the device until a submission is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,100 +18,155 @@ pub(crate) enum Waiting {
     Async,
 }
 
-/// Something the device will report: a finished mapping, or the end of all submitted work.
-pub(crate) struct Signal {
-    result: OneshotReceiver<Result<(), wgpu::BufferAsyncError>>,
+/// The mappings that belong to a submission.
+struct Mappings {
+    expected: usize,
+    outcomes: Vec<Result<(), wgpu::BufferAsyncError>>,
 }
 
-/// Starts mapping a whole staging buffer for reading.
-pub(crate) fn map(buffer: &wgpu::Buffer) -> Signal {
-    let (sender, result) = oneshot_channel();
-    buffer.map_async(wgpu::MapMode::Read, .., move |outcome| {
-        // The receiver is gone if the caller dropped the run: nothing is left to tell.
-        let _ = sender.send(outcome);
-    });
-    Signal { result }
-}
+/// The outcome of all mappings of a submission; `None` while one is missing.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Mappings>>);
 
-/// The end of all work submitted so far.
-pub(crate) fn work_done(queue: &wgpu::Queue) -> Signal {
-    let (sender, result) = oneshot_channel();
-    queue.on_submitted_work_done(move || {
-        let _ = sender.send(Ok(()));
-    });
-    Signal { result }
-}
+impl Shared {
+    fn new(expected: usize) -> Self {
+        Self(Arc::new(Mutex::new(Mappings { expected, outcomes: Vec::new() })))
+    }
 
-impl Signal {
-    /// Waits for what submission `index` brings about.
-    pub(crate) async fn finish(self, waiter: &Waiter, index: wgpu::SubmissionIndex, waiting: Waiting) -> Result<()> {
-        waiter.wait(index, waiting)?;
-        let outcome = self.result.receive().await;
-        waiter.faults.check()?;
-        match outcome {
-            Some(Ok(())) => Ok(()),
-            Some(Err(e)) => bail!(DeviceFault, "reading back: {e}"),
-            None => bail!(DeviceLost, "reading back: the device went away; open a new engine"),
+    fn add(&self, outcome: Result<(), wgpu::BufferAsyncError>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).outcomes.push(outcome);
+    }
+
+    fn outcome(&self) -> Option<Result<()>> {
+        let mappings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if mappings.outcomes.len() < mappings.expected {
+            return None;
         }
+        let failed = mappings.outcomes.iter().find_map(|o| o.as_ref().err());
+        Some(match failed {
+            Some(e) => Err(Error::new(ErrorKind::DeviceFault, format!("reading back: {e}"))),
+            None => Ok(()),
+        })
     }
 }
 
 #[cfg(not(target_family = "wasm"))]
 mod native {
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::mpsc;
+    use std::sync::{OnceLock, mpsc};
     use std::time::Duration;
+
+    use futures_intrusive::channel::shared::{OneshotSender, oneshot_channel};
 
     use super::*;
 
     /// How long one call to poll may take before the lost flag is looked at again.
     const POLL_SLICE: Duration = Duration::from_millis(500);
+    /// Between looks at a mapping whose submission is done but whose callback another thread is about to run.
+    const CALLBACK_PAUSE: Duration = Duration::from_micros(50);
+
+    /// A submission and the mappings of its staging buffers.
+    pub(crate) struct Signal {
+        shared: Shared,
+    }
+
+    /// Starts mapping whole staging buffers for reading.
+    pub(crate) fn map(buffers: &[wgpu::Buffer]) -> Signal {
+        let shared = Shared::new(buffers.len());
+        for buffer in buffers {
+            let shared = shared.clone();
+            buffer.map_async(wgpu::MapMode::Read, .., move |outcome| shared.add(outcome));
+        }
+        Signal { shared }
+    }
+
+    impl Signal {
+        /// Waits until submission `index` and its mappings are done or the device is lost.
+        pub(crate) async fn finish(
+            self,
+            waiter: &Waiter,
+            index: wgpu::SubmissionIndex,
+            waiting: Waiting,
+        ) -> Result<()> {
+            match waiting {
+                Waiting::Blocking => wait(&waiter.device, &waiter.faults, index, &self.shared),
+                Waiting::Async => {
+                    let (done, told) = oneshot_channel();
+                    waiter.hand_over(Task { index, shared: self.shared.clone(), done })?;
+                    // The thread drops the sender only after it has told or with the whole context.
+                    let _ = told.receive().await;
+                }
+            }
+            waiter.faults.check()?;
+            match self.shared.outcome() {
+                Some(outcome) => outcome,
+                None => bail!(DeviceLost, "reading back: the device went away; open a new engine"),
+            }
+        }
+    }
+
+    struct Task {
+        index: wgpu::SubmissionIndex,
+        shared: Shared,
+        done: OneshotSender<()>,
+    }
 
     /// Polls on behalf of async callers; see the module.
     pub(crate) struct Waiter {
-        pub(super) faults: Arc<Faults>,
+        faults: Arc<Faults>,
         device: wgpu::Device,
-        submissions: mpsc::Sender<wgpu::SubmissionIndex>,
+        /// Started by the first async wait.
+        thread: OnceLock<Result<mpsc::Sender<Task>>>,
     }
 
     impl Waiter {
         pub(crate) fn new(device: wgpu::Device, faults: Arc<Faults>) -> Self {
-            let (submissions, receiver) = mpsc::channel::<wgpu::SubmissionIndex>();
-            let (thread_device, thread_faults) = (device.clone(), faults.clone());
-            let spawned = std::thread::Builder::new().name("lstm-poll".into()).spawn(move || {
-                for index in receiver {
-                    poll(&thread_device, &thread_faults, index);
-                }
-            });
-            if let Err(e) = spawned {
-                faults.mark_lost(format!("the polling thread cannot be started: {e}"));
-            }
-            Self { faults, device, submissions }
+            Self { faults, device, thread: OnceLock::new() }
         }
 
-        pub(super) fn wait(&self, index: wgpu::SubmissionIndex, waiting: Waiting) -> Result<()> {
-            match waiting {
-                Waiting::Blocking => poll(&self.device, &self.faults, index),
-                Waiting::Async => {
-                    if self.submissions.send(index).is_err() {
-                        self.faults.mark_lost("the polling thread ended".into());
+        fn hand_over(&self, task: Task) -> Result<()> {
+            let sender = self.thread.get_or_init(|| {
+                let (sender, tasks) = mpsc::channel::<Task>();
+                let (device, faults) = (self.device.clone(), self.faults.clone());
+                let spawned = std::thread::Builder::new().name("lstm-poll".into()).spawn(move || {
+                    for task in tasks {
+                        wait(&device, &faults, task.index, &task.shared);
+                        // The receiver is gone if the caller dropped its run.
+                        let _ = task.done.send(());
                     }
+                });
+                match spawned {
+                    Ok(_) => Ok(sender),
+                    Err(e) => bail!(DeviceFault, "the polling thread cannot be started: {e}"),
                 }
-            }
-            self.faults.check()
+            });
+            let sent = sender.as_ref().map_err(Clone::clone)?.send(task);
+            sent.map_err(|_| Error::new(ErrorKind::DeviceLost, "the polling thread ended; open a new engine"))
         }
     }
 
-    /// Polls until the submission is done or the device is lost.
-    fn poll(device: &wgpu::Device, faults: &Faults, index: wgpu::SubmissionIndex) {
-        while !faults.is_lost() {
-            let wait = wgpu::PollType::Wait { submission_index: Some(index.clone()), timeout: Some(POLL_SLICE) };
-            // wgpu panics on errors of the driver that it has no value for.
-            match catch_unwind(AssertUnwindSafe(|| device.poll(wait))) {
-                Ok(Ok(_)) => return,
-                Ok(Err(wgpu::PollError::Timeout)) => {}
-                Ok(Err(e)) => return faults.mark_lost(format!("polling failed: {e}")),
-                Err(_) => return faults.mark_lost("the driver failed while polling".into()),
+    /// Polls until the submission and its mappings are done or the device is lost.
+    fn wait(device: &wgpu::Device, faults: &Faults, index: wgpu::SubmissionIndex, shared: &Shared) {
+        let slice = || wgpu::PollType::Wait { submission_index: Some(index.clone()), timeout: Some(POLL_SLICE) };
+        while !faults.is_lost() && !poll(device, faults, slice()) {}
+        while !faults.is_lost() && shared.outcome().is_none() {
+            std::thread::sleep(CALLBACK_PAUSE);
+            poll(device, faults, wgpu::PollType::Poll);
+        }
+    }
+
+    /// Polls once; whether the wait is over. wgpu panics on errors of the driver that it has no value for.
+    pub(crate) fn poll(device: &wgpu::Device, faults: &Faults, kind: wgpu::PollType) -> bool {
+        match catch_unwind(AssertUnwindSafe(|| device.poll(kind))) {
+            Ok(Ok(_)) => true,
+            Ok(Err(wgpu::PollError::Timeout)) => false,
+            Ok(Err(e)) => {
+                faults.mark_lost(format!("polling failed: {e}"));
+                true
+            }
+            Err(_) => {
+                faults.mark_lost("the driver failed while polling".into());
+                true
             }
         }
     }
@@ -120,25 +174,71 @@ mod native {
 
 #[cfg(target_family = "wasm")]
 mod web {
+    use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
+
     use super::*;
+
+    /// The mappings of a submission's staging buffers; the browser ends them after the submission.
+    pub(crate) struct Signal {
+        shared: Shared,
+        each: Vec<OneshotReceiver<()>>,
+    }
+
+    /// Starts mapping whole staging buffers for reading.
+    pub(crate) fn map(buffers: &[wgpu::Buffer]) -> Signal {
+        let shared = Shared::new(buffers.len());
+        let each = buffers
+            .iter()
+            .map(|buffer| {
+                let (done, told) = oneshot_channel();
+                let shared = shared.clone();
+                buffer.map_async(wgpu::MapMode::Read, .., move |outcome| {
+                    shared.add(outcome);
+                    let _ = done.send(());
+                });
+                told
+            })
+            .collect();
+        Signal { shared, each }
+    }
+
+    impl Signal {
+        /// Waits for the mappings.
+        pub(crate) async fn finish(
+            self,
+            waiter: &Waiter,
+            _index: wgpu::SubmissionIndex,
+            _waiting: Waiting,
+        ) -> Result<()> {
+            for told in self.each {
+                let _ = told.receive().await;
+            }
+            waiter.faults.check()?;
+            match self.shared.outcome() {
+                Some(outcome) => outcome,
+                None => bail!(DeviceLost, "reading back: the device went away; open a new engine"),
+            }
+        }
+    }
 
     /// In a browser nobody has to poll.
     pub(crate) struct Waiter {
-        pub(super) faults: Arc<Faults>,
+        faults: Arc<Faults>,
     }
 
     impl Waiter {
         pub(crate) fn new(_device: wgpu::Device, faults: Arc<Faults>) -> Self {
             Self { faults }
         }
+    }
 
-        pub(super) fn wait(&self, _index: wgpu::SubmissionIndex, _waiting: Waiting) -> Result<()> {
-            self.faults.check()
-        }
+    /// Polling is the browser's.
+    pub(crate) fn poll(_device: &wgpu::Device, _faults: &Faults, _kind: wgpu::PollType) -> bool {
+        true
     }
 }
 
 #[cfg(not(target_family = "wasm"))]
-pub(crate) use native::Waiter;
+pub(crate) use native::{Signal, Waiter, map, poll};
 #[cfg(target_family = "wasm")]
-pub(crate) use web::Waiter;
+pub(crate) use web::{Signal, Waiter, map, poll};

@@ -124,6 +124,20 @@ pub struct BufferRange {
     pub size_bytes: u64,
 }
 
+impl BufferRange {
+    /// `3` for a scratch buffer, `w_hh.l0`-like for the model, with the offset if there is one.
+    fn short(&self) -> String {
+        let name = match self.buffer {
+            BufferId::Model { layer, part } => format!("{}.l{layer}", part.name()),
+            BufferId::Scratch(index) => index.to_string(),
+            BufferId::Dummy => "dummy".to_owned(),
+            BufferId::CallerInput => "caller_input".to_owned(),
+            BufferId::CallerOutput => "caller_output".to_owned(),
+        };
+        if self.offset_bytes > 0 { format!("{name}@{}", self.offset_bytes) } else { name }
+    }
+}
+
 impl From<BufferId> for BufferRange {
     fn from(buffer: BufferId) -> Self {
         Self { buffer, offset_bytes: 0, size_bytes: 0 }
@@ -236,8 +250,10 @@ pub struct Read {
     pub content: Content,
     /// Where it lies on the device.
     pub range: BufferRange,
-    /// Where it goes in the submit's staging buffer.
-    pub staging_bytes: u64,
+    /// Which of the submit's staging buffers it goes to.
+    pub staging: usize,
+    /// Where in it.
+    pub staging_offset_bytes: u64,
 }
 
 /// One submit: uploads, then one compute pass, then copies to a staging buffer.
@@ -249,8 +265,8 @@ pub struct Submit {
     pub dispatches: Vec<Dispatch>,
     /// After the pass.
     pub reads: Vec<Read>,
-    /// Size of the staging buffer.
-    pub staging_bytes: u64,
+    /// Sizes of the staging buffers; each is within the device's limit.
+    pub staging_bytes: Vec<u64>,
 }
 
 /// Row layout of the last layer's stored sequence.
@@ -302,7 +318,8 @@ impl Plan {
         loop {
             match Planner::new(request, schedule.clone(), rows).run() {
                 Err(Refusal { over_budget: true, .. }) if rows > fewest => rows = (rows / 2).max(fewest),
-                outcome => return outcome.map_err(|refusal| refusal.error),
+                Err(refusal) => return Err(advise(request, &schedule, refusal.error)),
+                Ok(plan) => return Ok(plan),
             }
         }
     }
@@ -334,6 +351,10 @@ impl Plan {
             let kind = if b.uniform { "uniform" } else { "storage" };
             writeln!(out, "scratch {i}: {} {} B {kind}", b.label, b.size_bytes)?;
         }
+        for (i, group) in self.bind_groups.iter().enumerate() {
+            let ranges: Vec<_> = group.ranges.iter().map(BufferRange::short).collect();
+            writeln!(out, "bind group {i}: {} {}", group.kernel.name(), ranges.join(" "))?;
+        }
         for (i, submit) in self.submits.iter().enumerate() {
             writeln!(out, "submit {i}")?;
             for upload in &submit.uploads {
@@ -351,11 +372,17 @@ impl Plan {
                     .iter()
                     .take_while(|d| d.kernel == first.kernel && d.workgroups == first.workgroups)
                     .count();
-                writeln!(out, "  {} {:?} × {same}", first.kernel.name(), first.workgroups)?;
+                let groups: Vec<_> = submit.dispatches[at..at + same].iter().take(3).map(|d| d.bind_group).collect();
+                let name = first.kernel.name();
+                writeln!(out, "  {name} {:?} × {same}, bind groups {groups:?}", first.workgroups)?;
                 at += same;
             }
             for read in &submit.reads {
-                writeln!(out, "  read {:?} {} B at {}", read.content, read.range.size_bytes, read.staging_bytes)?;
+                writeln!(
+                    out,
+                    "  read {:?} {} B to staging {} at {}",
+                    read.content, read.range.size_bytes, read.staging, read.staging_offset_bytes
+                )?;
             }
         }
         Ok(())
@@ -415,6 +442,27 @@ enum Slot {
     Output,
     RowTable,
     Uniforms,
+}
+
+/// Adds to a refusal for a limit how many of the batch's sequences would fit, longest first.
+fn advise(request: &PlanRequest<'_>, schedule: &Schedule, error: Error) -> Error {
+    // Looking for the number plans the batch some twenty times; not worth it for a very long one.
+    const MOST_STEPS: usize = 100_000;
+    let batch_size = schedule.batch_size();
+    if error.kind() != ErrorKind::DeviceLimit || schedule.num_steps() * request.spec.num_layers() > MOST_STEPS {
+        return error;
+    }
+    let fits = |n: u64| {
+        let lengths: Vec<usize> = schedule.order()[..n as usize].iter().map(|&b| request.lengths[b]).collect();
+        let fewer = Schedule::new(&lengths);
+        let smallest_chunks = fewer.active(0);
+        Planner::new(&PlanRequest { lengths: &lengths, ..*request }, fewer, smallest_chunks).run().is_ok()
+    };
+    let message = match largest(batch_size as u64 - 1, |n| n == 0 || fits(n)) {
+        0 => format!("{error}; not even the longest sequence alone would fit"),
+        n => format!("{error}; a batch of the {n} longest of these {batch_size} sequences would fit"),
+    };
+    Error::new(ErrorKind::DeviceLimit, message)
 }
 
 /// Why there is no plan.
@@ -494,13 +542,11 @@ impl<'a> Planner<'a> {
             } else {
                 "max_storage_buffer_binding_size"
             };
-            let batch = self.schedule.batch_size() as u64;
             bail!(
                 DeviceLimit,
-                "{name}: {label} needs {size_bytes} bytes for batch_size {batch}, {} steps; the device has {limit}; \
-                 a batch of about {} such sequences fits",
-                self.schedule.num_steps(),
-                limit * batch / size_bytes
+                "{name}: {label} needs {size_bytes} bytes for batch_size {}, {} steps; the device has {limit}",
+                self.schedule.batch_size(),
+                self.schedule.num_steps()
             );
         }
         self.scratch.push(ScratchBuffer { label, size_bytes, uniform });
@@ -544,9 +590,9 @@ impl<'a> Planner<'a> {
         Ok(BufferId::Scratch(index))
     }
 
-    /// Storage bytes of all buffers if the slots have at least these sizes.
-    fn storage_with(&self, slots: &[(Slot, u64)]) -> u64 {
-        let now: u64 = self.scratch.iter().filter(|b| !b.uniform).map(|b| b.size_bytes).sum();
+    /// Bytes of all buffers if the slots have at least these sizes.
+    fn bytes_with(&self, slots: &[(Slot, u64)]) -> u64 {
+        let now: u64 = self.scratch.iter().map(|b| b.size_bytes).sum();
         let growth = slots.iter().filter(|(_, size)| *size > 0).map(|(slot, size)| {
             let has = self.slots.get(slot).map_or(0, |&i| self.scratch[i].size_bytes);
             size.next_multiple_of(VEC4).max(VEC4).saturating_sub(has)
@@ -603,6 +649,7 @@ impl<'a> Planner<'a> {
 
         for l in group.layers.clone() {
             self.check_loops(l)?;
+            self.check_columns(l)?;
         }
 
         // The sequence that enters and leaves the group: as a whole, or a chunk at a time.
@@ -649,6 +696,13 @@ impl<'a> Planner<'a> {
         let row_table = self.uses_table() && (source.is_none() || is_last);
         // A whole sequence goes through the table at once.
         let table_bytes = |rows: u64| if row_table { F32 * if whole { total_rows as u64 } else { rows } } else { 0 };
+        // One record per dispatch that differs: steps, input projections, and copies of the whole table if need be.
+        let record_bytes = u64::from(self.record_bytes());
+        let num_steps = self.schedule.num_steps().min(MAX_STEPS_PER_CHUNK);
+        let (num_layers, num_directions) = (group.layers.len(), group.reverse.len());
+        let copies = if row_table { 3 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
+        // Every timestep has a row, so a chunk has at most as many steps as rows.
+        let records = |rows: u64| num_layers * (num_steps.min(rows as usize) + num_directions) + copies;
         let slots = |rows: u64| {
             [
                 (Slot::Gates, rows * gates_row),
@@ -657,6 +711,7 @@ impl<'a> Planner<'a> {
                 (Slot::Inner(1), rows * inner_row[1]),
                 (Slot::Output, rows * out_row),
                 (Slot::RowTable, table_bytes(rows)),
+                (Slot::Uniforms, records(rows) as u64 * record_bytes),
             ]
         };
         let widest = slots(1)[..5].iter().map(|(_, bytes)| *bytes).max().expect("not empty");
@@ -664,23 +719,21 @@ impl<'a> Planner<'a> {
         let active = self.schedule.active(0) as u64;
         let by_binding = limits.binding_bytes.min(limits.buffer_bytes) / widest;
         let by_workgroups = u64::from(limits.workgroups) * u64::from(tiles::rows_per_dispatch(self.request.tiles));
-        let fits = |rows: u64| self.storage_with(&slots(rows)) <= limits.budget_bytes;
+        let fits = |rows: u64| self.bytes_with(&slots(rows)) <= limits.budget_bytes;
         let by_budget = largest(total_rows as u64, fits);
         let hard = by_binding.min(by_budget).min(by_workgroups);
         if hard < active {
             let (name, has, needs) = if by_binding < active {
                 ("max_storage_buffer_binding_size", limits.binding_bytes, active * widest)
             } else if by_budget < active {
-                ("memory budget", limits.budget_bytes, self.storage_with(&slots(active)))
+                ("memory budget", limits.budget_bytes, self.bytes_with(&slots(active)))
             } else {
                 ("max_compute_workgroups_per_dimension", by_workgroups, active)
             };
             let message = format!(
-                "{name}: layer {} with {active} sequences needs {needs} {} for chunks of one timestep, the limit is \
-                 {has}; {}a batch of at most {hard} such sequences would help",
+                "{name}: layer {} with {active} sequences needs {needs} {} for chunks of one timestep, the limit is {has}",
                 group.layers.start,
                 if name.starts_with("max_compute") { "rows" } else { "bytes" },
-                if name == "memory budget" { "a larger budget or " } else { "" }
             );
             let error = Error::new(ErrorKind::DeviceLimit, message);
             return Err(Refusal { error, over_budget: name == "memory budget" });
@@ -708,12 +761,8 @@ impl<'a> Planner<'a> {
             out_planes[0] = slot_buffers[4];
         }
         let table = slot_buffers[5];
-        let longest = chunks.iter().map(|c| c.len()).max().expect("there is a chunk");
-        let per_layer = longest + group.reverse.len();
-        let copies = if table.is_some() { 3 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
-        let records = group.layers.len() * per_layer + copies;
+        let uniforms = slot_buffers[6].expect("there are steps");
         let record_bytes = self.record_bytes();
-        let uniforms = self.allocate_slot(Slot::Uniforms, records as u64 * u64::from(record_bytes))?;
 
         for (k, steps) in chunks.iter().enumerate() {
             let mut chunk = Chunk {
@@ -723,6 +772,7 @@ impl<'a> Planner<'a> {
                 record_bytes,
                 steps: steps.clone(),
                 capacity,
+                buffer_bytes: limits.buffer_bytes,
             };
             if source.is_none() {
                 self.plan_input(&mut chunk, &input, table, whole, k == 0);
@@ -775,6 +825,21 @@ impl<'a> Planner<'a> {
             ),
             _ => Ok(()),
         }
+    }
+
+    fn check_columns(&self, l: usize) -> Result<()> {
+        let columns = padded(self.layers[l].hidden_size);
+        let lanes = tiles::choose(Kernel::RecurrentStep, 1, columns, self.request.tiles).lanes;
+        let workgroups = (columns as u64).div_ceil(u64::from(lanes));
+        if workgroups > u64::from(self.request.limits.workgroups) {
+            bail!(
+                DeviceLimit,
+                "max_compute_workgroups_per_dimension: hidden_size {} of layer {l} needs {workgroups}, the device has {}",
+                self.layers[l].hidden_size,
+                self.request.limits.workgroups
+            );
+        }
+        Ok(())
     }
 
     /// Cuts the timesteps into chunks of at most `capacity` rows in each direction.
@@ -1061,7 +1126,7 @@ impl<'a> Planner<'a> {
     fn read_states(&mut self, buffers: &[LayerBuffers]) {
         let batch = self.schedule.batch_size();
         let submit = self.submits.last_mut().expect("there is a first submit");
-        let mut chunk_reads = Chunk::reads_of(std::mem::take(submit));
+        let mut chunk_reads = Chunk::reads_of(std::mem::take(submit), self.request.limits.buffer_bytes);
         for (layer, b) in buffers.iter().enumerate() {
             let spec = &self.layers[layer];
             let rows = spec.num_directions() * batch;
@@ -1128,12 +1193,22 @@ struct Chunk {
     steps: Range<usize>,
     /// Rows per direction that the gates buffer has room for.
     capacity: usize,
+    /// The largest buffer that the device allows.
+    buffer_bytes: u64,
 }
 
 impl Chunk {
     /// Only for adding reads to a finished submit.
-    fn reads_of(submit: Submit) -> Self {
-        Self { submit, uniforms: BufferId::Dummy, uniform_bytes: Vec::new(), record_bytes: 0, steps: 0..0, capacity: 0 }
+    fn reads_of(submit: Submit, buffer_bytes: u64) -> Self {
+        Self {
+            submit,
+            uniforms: BufferId::Dummy,
+            uniform_bytes: Vec::new(),
+            record_bytes: 0,
+            steps: 0..0,
+            capacity: 0,
+            buffer_bytes,
+        }
     }
 
     /// Appends a record; returns its dynamic offset.
@@ -1149,8 +1224,13 @@ impl Chunk {
     }
 
     fn push_read(&mut self, content: Content, range: BufferRange) {
-        let staging_bytes = self.submit.staging_bytes;
-        self.submit.staging_bytes += range.size_bytes;
-        self.submit.reads.push(Read { content, range, staging_bytes });
+        let staging = &mut self.submit.staging_bytes;
+        match staging.last_mut() {
+            Some(size) if *size + range.size_bytes <= self.buffer_bytes => *size += range.size_bytes,
+            _ => staging.push(range.size_bytes),
+        }
+        let index = staging.len() - 1;
+        let staging_offset_bytes = staging[index] - range.size_bytes;
+        self.submit.reads.push(Read { content, range, staging: index, staging_offset_bytes });
     }
 }

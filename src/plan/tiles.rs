@@ -33,3 +33,9 @@ pub fn choose(kernel: Kernel, rows: usize, columns: usize, fixed: TileOverride) 
 pub fn rows_per_dispatch(fixed: TileOverride) -> u32 {
     fixed.rows.unwrap_or(ROW_TILES[ROW_TILES.len() - 1])
 }
+
+/// All variants of `kernel` that [`choose`] may return for `columns` columns.
+pub fn variants(kernel: Kernel, columns: usize) -> impl Iterator<Item = KernelId> {
+    let tiles: &[u32] = if kernel.has_row_tile() { &ROW_TILES } else { &[1] };
+    tiles.iter().map(move |&rows| choose(kernel, 1, columns, TileOverride { rows: Some(rows), lanes: None }))
+}

@@ -3,7 +3,7 @@
 use libtest_mimic::Failed;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
-use wgpu_lstm::internals::{KernelId, num_pipelines, set_poison};
+use wgpu_lstm::internals::set_poison;
 use wgpu_lstm::{
     BatchOutput, Direction, Layout, LstmSpec, Outputs, SequenceBatch, SequenceOutput, reference, weights::safetensors,
 };
@@ -19,7 +19,6 @@ pub const TESTS: &[(&str, Test)] = &[
     ("long_sums_agree_with_the_reference", long_sums),
     ("random_models_agree_with_the_reference", random_models),
     ("the_trained_classifier_is_as_accurate_as_on_the_cpu", classifier),
-    ("zz_ci_compiles_at_most_60_pipelines", pipelines),
 ];
 
 /// Judges a whole run; returns the smallest headroom.
@@ -165,16 +164,6 @@ fn classifier(subject: &Subject) -> Result<(), Failed> {
     let error = found.iter().zip(&exact).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);
     if !(error < 1e-5) || found.len() != exact.len() {
         return Err(format!("370 utterances: error {error:e}").into());
-    }
-    Ok(())
-}
-
-/// Runs last, by its name: what all tests of this adapter together have compiled on the shared engine.
-fn pipelines(subject: &Subject) -> Result<(), Failed> {
-    let compiled = num_pipelines(&subject.engine()?);
-    println!("{}: {compiled} pipelines of {}", subject.label, KernelId::all().len());
-    if compiled > 60 {
-        return Err(format!("{compiled} pipelines were compiled").into());
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use wgpu_lstm::internals::{
-    BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride, Upload,
+    BindingKind, BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride, Upload,
 };
 use wgpu_lstm::{Direction, ErrorKind, Layout, LstmSpec, Outputs, SequenceOutput};
 
@@ -62,7 +62,11 @@ fn a_batch_that_does_not_fit_names_the_limit() {
     assert_eq!(error.kind(), ErrorKind::DeviceLimit);
     assert!(error.to_string().contains("max_storage_buffer_binding_size"), "{error}");
     let error = limited(PlanLimits { budget_bytes: 20 << 20, ..DEFAULTS });
-    assert!(error.to_string().contains("memory budget") && error.to_string().contains("a batch of at most"), "{error}");
+    assert!(
+        error.to_string().contains("memory budget")
+            && error.to_string().contains("longest of these 1000 sequences would fit"),
+        "{error}"
+    );
     let error = limited(PlanLimits { loop_trips: Some(100), ..DEFAULTS });
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("ends loops after 100"), "{error}");
@@ -91,7 +95,7 @@ fn what_was_not_asked_for_is_not_read() {
 
 fn specs() -> impl Strategy<Value = LstmSpec> {
     let direction = prop_oneof![Just(Direction::Forward), Just(Direction::Reverse), Just(Direction::Bidirectional)];
-    (1..70usize, 2..70usize, prop::collection::vec((direction, prop::option::of(1..2usize)), 1..4)).prop_map(
+    (1..70usize, 2..70usize, prop::collection::vec((direction, prop::option::of(1..40usize)), 1..4)).prop_map(
         |(input, hidden, layers)| {
             // Layers of different directions, each on top of the one before.
             let mut input_size = input;
@@ -103,7 +107,7 @@ fn specs() -> impl Strategy<Value = LstmSpec> {
                         hidden_size: hidden,
                         direction,
                         bias: true,
-                        projection_size,
+                        projection_size: projection_size.filter(|&p| p < hidden),
                     };
                     input_size = layer.output_size();
                     layer
@@ -124,14 +128,17 @@ proptest! {
         budget_kib in 200..4000u64,
         device in any::<bool>(),
         cells in any::<bool>(),
+        sequence in 0..3usize,
     ) {
         lengths.push(1);
-        let limits = PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, ..DEFAULTS };
+        let limits =
+            PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, buffer_bytes: 1 << 20, ..DEFAULTS };
         let mut request = request(&spec, &lengths, limits);
         request.outputs.cells = cells;
+        request.outputs.sequence = [SequenceOutput::None, SequenceOutput::Last, SequenceOutput::All][sequence];
         if device {
             request.input = RowsAt::Device;
-            request.output = RowsAt::Device;
+            request.output = if sequence == 2 { RowsAt::Device } else { RowsAt::Host };
         }
         let plan = match Plan::new(&request) {
             Ok(plan) => plan,
@@ -140,9 +147,7 @@ proptest! {
                 return Ok(());
             }
         };
-        // Everything but the uniforms is counted before chunks are cut; they add a record per step.
-        let storage: u64 = plan.scratch.iter().filter(|b| !b.uniform).map(|b| b.size_bytes).sum();
-        prop_assert!(storage <= limits.budget_bytes, "{} of {}", storage, limits.budget_bytes);
+        prop_assert!(plan.scratch_bytes() <= limits.budget_bytes, "{} of {}", plan.scratch_bytes(), limits.budget_bytes);
 
         let schedule = Schedule::new(&lengths);
         let (mut projected, mut active_steps) = (0usize, 0usize);
@@ -157,6 +162,14 @@ proptest! {
                 prop_assert_eq!(dispatch.uniform_bytes % limits.uniform_alignment, 0);
                 let group = &plan.bind_groups[dispatch.bind_group];
                 prop_assert_eq!(group.kernel, dispatch.kernel.kernel);
+                // wgpu refuses a buffer that one dispatch reads and writes.
+                for (binding, range) in group.kernel.bindings().iter().zip(&group.ranges) {
+                    let same = group.kernel.bindings().iter().zip(&group.ranges).filter(|(_, r)| r.buffer == range.buffer);
+                    let dummy = range.buffer == BufferId::Dummy;
+                    if binding.kind == BindingKind::ReadWrite && !dummy {
+                        prop_assert_eq!(same.count(), 1, "{:?} is bound more than once", range.buffer);
+                    }
+                }
                 match dispatch.kernel.kernel {
                     Kernel::InputProjection => projected += 1,
                     Kernel::RecurrentStep | Kernel::RecurrentStepProjected => active_steps += 1,
@@ -171,8 +184,9 @@ proptest! {
                 }
             }
             for read in &submit.reads {
-                prop_assert!(read.staging_bytes + read.range.size_bytes <= submit.staging_bytes);
+                prop_assert!(read.staging_offset_bytes + read.range.size_bytes <= submit.staging_bytes[read.staging]);
             }
+            prop_assert!(submit.staging_bytes.iter().all(|&size| size <= limits.buffer_bytes));
         }
         prop_assert!(projected >= spec.num_cells());
         prop_assert_eq!(active_steps, spec.num_layers() * schedule.num_steps(), "one step kernel per layer and timestep");
