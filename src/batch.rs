@@ -43,7 +43,7 @@ pub enum SequenceOutput {
     All,
 }
 
-/// What a run returns; what is not asked for is neither computed into memory of its own nor read back.
+/// What a run returns; what is not asked for is not read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Outputs {
     /// The hidden states of the last layer.

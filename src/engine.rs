@@ -1,11 +1,11 @@
 //! The way in: open a device, load weights, run batches. GPU, CPU backend and reference alike.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
 use crate::error::{Error, ErrorKind, Result, bail};
+use crate::options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions};
 use crate::reference;
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
@@ -14,163 +14,6 @@ use crate::weights::LstmWeights;
 use crate::cpu::CpuLstm;
 #[cfg(feature = "gpu")]
 use crate::gpu::{self, Context, GpuLstm, RunOptions, Waiting};
-
-/// Which device to run on. Parses from `auto`, `gpu`, `gpu:1`, `cpu`, `reference` or a part of an adapter's
-/// name.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum DeviceChoice {
-    /// A hardware GPU, discrete before integrated, otherwise the CPU backend; never a software adapter.
-    #[default]
-    Auto,
-    /// The best adapter there is, a software one where there is no other.
-    Gpu,
-    /// An adapter by its position in [`Engine::adapters`].
-    GpuIndex(usize),
-    /// The first adapter whose name or driver contains this text, ignoring case.
-    Name(String),
-    /// The CPU backend.
-    Cpu,
-    /// The reference: slow, plain f32, the judge in tests.
-    Reference,
-}
-
-impl FromStr for DeviceChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let trimmed = text.trim();
-        Ok(match trimmed.to_ascii_lowercase().as_str() {
-            "" => bail!(
-                DeviceNotFound,
-                "device: expected auto, gpu, gpu:N, cpu, reference or a part of a name, found nothing"
-            ),
-            "auto" => Self::Auto,
-            "gpu" => Self::Gpu,
-            "cpu" => Self::Cpu,
-            "reference" => Self::Reference,
-            lower => match lower.strip_prefix("gpu:") {
-                Some(index) => match index.parse() {
-                    Ok(index) => Self::GpuIndex(index),
-                    Err(_) => bail!(DeviceNotFound, "device: expected a number after gpu:, found {index:?}"),
-                },
-                None => Self::Name(trimmed.to_owned()),
-            },
-        })
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Gpu => f.write_str("gpu"),
-            Self::GpuIndex(index) => write!(f, "gpu:{index}"),
-            Self::Name(name) => f.write_str(name),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Reference => f.write_str("reference"),
-        }
-    }
-}
-
-/// Which limits the GPU path may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LimitsProfile {
-    /// Those of the adapter.
-    #[default]
-    Adapter,
-    /// WebGPU's defaults, which every browser grants.
-    WebGpuDefaults,
-}
-
-/// How to open an engine.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct EngineOptions {
-    /// Which device.
-    pub device: DeviceChoice,
-    /// Bytes of working buffers of one run on a GPU; 1 GiB if `None`. Long inputs are cut into chunks of
-    /// timesteps to stay within it. Weights are not counted, nor what is read back: at most the output asked
-    /// for. The CPU backend and the reference hold whole sequences and have no budget.
-    pub memory_budget_bytes: Option<u64>,
-    /// Which limits to open a GPU with.
-    pub limits: LimitsProfile,
-}
-
-impl EngineOptions {
-    /// The defaults with this device.
-    pub fn on(device: DeviceChoice) -> Self {
-        Self { device, ..Self::default() }
-    }
-
-    /// Sets the memory budget in bytes.
-    #[must_use]
-    pub fn memory_budget_bytes(mut self, bytes: u64) -> Self {
-        self.memory_budget_bytes = Some(bytes);
-        self
-    }
-
-    /// Sets the limits profile.
-    #[must_use]
-    pub fn limits(mut self, limits: LimitsProfile) -> Self {
-        self.limits = limits;
-        self
-    }
-}
-
-/// What kind of backend an engine runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum BackendKind {
-    /// WGSL on an adapter.
-    Gpu,
-    /// The CPU backend.
-    Cpu,
-    /// The reference in f32.
-    Reference,
-}
-
-/// An adapter as wgpu describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AdapterReport {
-    /// N of `gpu:N`.
-    pub index: usize,
-    /// The adapter's name.
-    pub name: String,
-    /// `Vulkan`, `Metal`, `Dx12`, `BrowserWebGpu`.
-    pub backend: String,
-    /// `DiscreteGpu`, `IntegratedGpu`, `VirtualGpu`, `Other`, `Cpu`.
-    pub device_type: String,
-    /// The driver's name.
-    pub driver: String,
-    /// The driver's version.
-    pub driver_info: String,
-    /// PCI vendor, where known.
-    pub vendor: u32,
-    /// PCI device, where known.
-    pub device: u32,
-    /// Whether it computes on the CPU.
-    pub is_software: bool,
-    /// The limits that matter here, by WebGPU's names.
-    pub limits: Vec<(&'static str, u64)>,
-    /// Why this crate cannot use the adapter, if so.
-    pub unusable: Option<String>,
-}
-
-/// The device an engine runs on, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DeviceReport {
-    /// The kind of backend.
-    pub kind: BackendKind,
-    /// A name to show.
-    pub name: String,
-    /// Why this device was chosen.
-    pub reason: String,
-    /// The adapter, on the GPU path.
-    pub adapter: Option<AdapterReport>,
-    /// The driver ends loops after this many trips (found by the self-test); larger models are refused.
-    pub loop_trips: Option<u32>,
-}
 
 enum Device {
     #[cfg(feature = "gpu")]

@@ -14,9 +14,10 @@ mod gpu_internals {
     };
     pub use crate::pack::{PackedLayer, pack_input_rows, pack_layer, unpack_layer};
     pub use crate::plan::{
-        BufferId, BufferRange, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, ScratchBuffer,
-        Submit, TileOverride, Upload,
+        BufferId, BufferRange, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, ScratchBuffer, Submit,
+        TileOverride, Upload,
     };
+    pub use crate::schedule::Schedule;
     pub use wgpu;
 
     use crate::error::Result;

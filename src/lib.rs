@@ -6,28 +6,32 @@
 //! Letters in shapes: T timesteps, B batch, I input size, H hidden size, P projection size, D directions,
 //! L layers. Gate rows are in the order i f g o.
 
+mod error;
+mod spec;
 mod batch;
+pub mod weights;
+pub mod reference;
 #[cfg(feature = "cpu")]
 mod cpu;
-mod engine;
-mod error;
+mod options;
 #[cfg(feature = "gpu")]
-mod gpu;
-#[doc(hidden)]
-pub mod internals;
+mod schedule;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]
 mod pack;
 #[cfg(feature = "gpu")]
 mod plan;
-pub mod reference;
-mod spec;
-pub mod weights;
+#[cfg(feature = "gpu")]
+mod gpu;
+mod engine;
+#[doc(hidden)]
+pub mod internals;
 
 pub use batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
-pub use engine::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, Engine, EngineOptions, LimitsProfile, Lstm};
+pub use engine::{Engine, Lstm};
 pub use error::{Error, ErrorKind, Result};
+pub use options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions, LimitsProfile};
 pub use spec::{Direction, LayerSpec, LstmSpec, MAX_SIZE, StackBuilder};
 pub use weights::{CellWeights, LstmWeights};
 

@@ -1,6 +1,6 @@
 //! What adapters there are, in order of preference, and what is known about each.
 
-use crate::engine::AdapterReport;
+use crate::options::AdapterReport;
 
 /// An adapter of wgpu with its report; the position in the list is the N of `gpu:N`.
 pub(crate) struct Listed {

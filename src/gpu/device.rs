@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pipelines::Pipelines;
 use super::wait::{Waiter, poll};
-use crate::engine::{EngineOptions, LimitsProfile};
 use crate::error::{Error, ErrorKind, Result, bail};
+use crate::options::{EngineOptions, LimitsProfile};
 use crate::plan::PlanLimits;
 
 /// Bytes of working buffers of one run unless the options say otherwise.

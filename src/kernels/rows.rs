@@ -1,7 +1,7 @@
 //! The generator of straight-line code for a row tile: sums over k for several batch rows at once.
 //!
 //! Back ends do not promise to unroll loops or to keep an array in registers, so each row has variables of its
-//! own. The text for every tile is snapshot-tested.
+//! own. The text for 1 and 4 rows is snapshot-tested.
 
 use std::fmt::Write;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::batch::{Layout, SequenceBatch};
 use crate::kernels::padded;
-use crate::plan::Schedule;
+use crate::schedule::Schedule;
 
 /// The packed rows `rows` of the input, [rows, stride], columns past I zero.
 pub fn pack_input_rows(batch: &SequenceBatch<'_>, schedule: &Schedule, rows: Range<usize>, stride: usize) -> Vec<f32> {

@@ -1,0 +1,888 @@
+//! How a plan is made: groups of layers, chunks of timesteps, buffers that fit, dispatches in order.
+//!
+//! Consecutive forward layers form a group that a chunk of timesteps passes through before the next chunk
+//! starts; a layer with a reverse direction is a group of its own, whose forward chunk k runs together with its
+//! reverse chunk n − 1 − k. The sequence between two groups lies on the device as a whole, inside a group only
+//! a chunk of it does.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::{
+    BindGroup, BufferId, BufferRange, Content, Dispatch, Plan, PlanRequest, Read, RowLayout, RowsAt, ScratchBuffer,
+    Submit, Upload, tiles,
+};
+use crate::batch::SequenceOutput;
+use crate::error::{Error, ErrorKind, Result, bail};
+use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step};
+use crate::kernels::{Kernel, LayerLayout, ModelPart, NONE, loop_trips, padded};
+use crate::schedule::Schedule;
+use crate::spec::LayerSpec;
+
+const F32: u64 = 4;
+const VEC4: u64 = 16;
+/// Gates of a chunk are kept to about this size: large enough to fill any device, small enough to stay near
+/// its caches.
+const GATES_TARGET_BYTES: u64 = 64 << 20;
+/// The most timesteps of one submit, so that encoding the next overlaps the run of this one.
+const MAX_STEPS_PER_CHUNK: usize = 512;
+
+/// Plans with the largest chunks that fit.
+pub(super) fn plan(request: &PlanRequest<'_>) -> Result<Plan> {
+    let schedule = Schedule::new(request.lengths);
+    let (fewest, mut rows) = (schedule.active(0), schedule.num_rows());
+    // An early group may take what a later one needs; smaller chunks in all of them leave more.
+    loop {
+        match Planner::new(request, schedule.clone(), rows).run() {
+            Err(Refusal { over_budget: true, .. }) if rows > fewest => rows = (rows / 2).max(fewest),
+            Err(refusal) => return Err(advise(request, &schedule, refusal.error)),
+            Ok(plan) => return Ok(plan),
+        }
+    }
+}
+
+/// Where the rows that enter a layer lie.
+#[derive(Debug, Clone, Copy)]
+struct RowSource {
+    /// One plane per direction of the layer before; the second is absent for one direction.
+    planes: [Option<BufferId>; 2],
+    /// Width of a row of a plane in vec4.
+    k4: usize,
+    /// Whether the planes hold all rows (else the rows of the chunk).
+    whole: bool,
+}
+
+/// The buffers of one layer that live through the run.
+#[derive(Debug, Clone, Copy)]
+struct LayerBuffers {
+    h: [BufferId; 2],
+    state: BufferId,
+    /// With projection: the input of `projection_step`.
+    m: Option<BufferId>,
+    state_h_n: usize,
+    state_last: Option<usize>,
+}
+
+struct Group {
+    layers: Range<usize>,
+    reverse: &'static [bool],
+}
+
+struct Planner<'a> {
+    request: &'a PlanRequest<'a>,
+    layers: &'a [LayerSpec],
+    schedule: Schedule,
+    max_chunk_rows: usize,
+    scratch: Vec<ScratchBuffer>,
+    bind_groups: Vec<BindGroup>,
+    bind_group_index: HashMap<BindGroup, usize>,
+    submits: Vec<Submit>,
+    rows: RowLayout,
+    /// The buffers of chunks: one per role, shared by all groups and grown to the largest.
+    slots: HashMap<Slot, usize>,
+    /// Whole sequences that no later group reads; the next ones take their place.
+    dead_planes: Vec<usize>,
+}
+
+/// The role of a buffer that holds a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Slot {
+    Gates,
+    Input,
+    /// The sequence between two layers of a group, by parity of the layer.
+    Inner(usize),
+    Output,
+    RowTable,
+    Uniforms,
+}
+
+/// Adds to a refusal for a limit how many of the batch's sequences would fit, longest first.
+fn advise(request: &PlanRequest<'_>, schedule: &Schedule, error: Error) -> Error {
+    // Looking for the number plans the batch some twenty times; not worth it for a very long one.
+    const MOST_STEPS: usize = 100_000;
+    let batch_size = schedule.batch_size();
+    if error.kind() != ErrorKind::DeviceLimit || schedule.num_steps() * request.spec.num_layers() > MOST_STEPS {
+        return error;
+    }
+    let fits = |n: u64| {
+        let lengths: Vec<usize> = schedule.order()[..n as usize].iter().map(|&b| request.lengths[b]).collect();
+        let fewer = Schedule::new(&lengths);
+        let smallest_chunks = fewer.active(0);
+        Planner::new(&PlanRequest { lengths: &lengths, ..*request }, fewer, smallest_chunks).run().is_ok()
+    };
+    let message = match largest(batch_size as u64 - 1, |n| n == 0 || fits(n)) {
+        0 => format!("{error}; not even the longest sequence alone would fit"),
+        n => format!("{error}; a batch of the {n} longest of these {batch_size} sequences would fit"),
+    };
+    Error::new(ErrorKind::DeviceLimit, message)
+}
+
+/// Why there is no plan.
+struct Refusal {
+    error: Error,
+    /// Whether it was for the memory budget, so that smaller chunks may help.
+    over_budget: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, over_budget: false }
+    }
+}
+
+impl<'a> Planner<'a> {
+    /// A planner whose chunks have at most `max_chunk_rows` rows.
+    fn new(request: &'a PlanRequest<'a>, schedule: Schedule, max_chunk_rows: usize) -> Self {
+        let layers = request.spec.layers();
+        debug_assert!(schedule.num_rows() > 0, "empty batches never reach the plan");
+        let all = request.outputs.sequence == SequenceOutput::All;
+        let rows = RowLayout::new(request.spec.last_layer(), all, request.outputs.cells);
+        Self {
+            request,
+            layers,
+            schedule,
+            max_chunk_rows,
+            scratch: Vec::new(),
+            bind_groups: Vec::new(),
+            bind_group_index: HashMap::new(),
+            submits: Vec::new(),
+            rows,
+            slots: HashMap::new(),
+            dead_planes: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Result<Plan, Refusal> {
+        let buffers = self.allocate_states()?;
+        let mut source = None;
+        for group in self.groups() {
+            source = Some(self.plan_group(&group, source, &buffers)?);
+        }
+        self.read_states(&buffers);
+        Ok(Plan {
+            schedule: self.schedule,
+            scratch: self.scratch,
+            bind_groups: self.bind_groups,
+            submits: self.submits,
+            rows: self.rows,
+        })
+    }
+
+    /// Runs of forward layers, and each layer with a reverse direction by itself.
+    fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for (l, layer) in self.layers.iter().enumerate() {
+            let reverse = layer.direction.is_reverse();
+            match groups.last_mut() {
+                Some(last) if last.reverse == [false] && reverse == [false] => last.layers.end = l + 1,
+                _ => groups.push(Group { layers: l..l + 1, reverse }),
+            }
+        }
+        groups
+    }
+
+    fn allocate(&mut self, label: String, size_bytes: u64, uniform: bool) -> Result<BufferId> {
+        let size_bytes = size_bytes.next_multiple_of(VEC4).max(VEC4);
+        let limit = if uniform {
+            self.request.limits.buffer_bytes
+        } else {
+            self.request.limits.buffer_bytes.min(self.request.limits.binding_bytes)
+        };
+        if size_bytes > limit {
+            let name = if limit == self.request.limits.buffer_bytes {
+                "max_buffer_size"
+            } else {
+                "max_storage_buffer_binding_size"
+            };
+            bail!(
+                DeviceLimit,
+                "{name}: {label} needs {size_bytes} bytes for batch_size {}, {} steps; the device has {limit}",
+                self.schedule.batch_size(),
+                self.schedule.num_steps()
+            );
+        }
+        self.scratch.push(ScratchBuffer { label, size_bytes, uniform });
+        Ok(BufferId::Scratch(self.scratch.len() - 1))
+    }
+
+    /// The buffer of a role, grown to `size_bytes`.
+    fn allocate_slot(&mut self, slot: Slot, size_bytes: u64) -> Result<BufferId> {
+        let label = match slot {
+            Slot::Gates => "x_gates".to_owned(),
+            Slot::Input => "x".to_owned(),
+            Slot::Inner(parity) => format!("y_inner{parity}"),
+            Slot::Output => "y".to_owned(),
+            Slot::RowTable => "row_table".to_owned(),
+            Slot::Uniforms => "uniforms".to_owned(),
+        };
+        let before = self.slots.get(&slot).copied();
+        let fresh = self.allocate(label, size_bytes, slot == Slot::Uniforms)?;
+        let index = match before {
+            Some(index) => {
+                let grown = self.scratch.pop().expect("just pushed").size_bytes;
+                self.scratch[index].size_bytes = self.scratch[index].size_bytes.max(grown);
+                index
+            }
+            None => self.scratch.len() - 1,
+        };
+        self.slots.insert(slot, index);
+        Ok(if before.is_some() { BufferId::Scratch(index) } else { fresh })
+    }
+
+    /// A buffer for a whole sequence: a dead one that has to grow least, or a new one.
+    fn allocate_plane(&mut self, label: String, size_bytes: u64) -> Result<BufferId> {
+        let fresh = self.allocate(label, size_bytes, false)?;
+        let growth = |&i: &usize| size_bytes.saturating_sub(self.scratch[i].size_bytes);
+        let Some(index) = self.dead_planes.iter().copied().min_by_key(growth) else { return Ok(fresh) };
+        self.dead_planes.retain(|&i| i != index);
+        let grown = self.scratch.pop().expect("just pushed");
+        let reused = &mut self.scratch[index];
+        reused.label = format!("{}+{}", reused.label, grown.label);
+        reused.size_bytes = reused.size_bytes.max(grown.size_bytes);
+        Ok(BufferId::Scratch(index))
+    }
+
+    /// Bytes of all buffers if the slots have at least these sizes.
+    fn bytes_with(&self, slots: &[(Slot, u64)]) -> u64 {
+        let now: u64 = self.scratch.iter().map(|b| b.size_bytes).sum();
+        let growth = slots.iter().filter(|(_, size)| *size > 0).map(|(slot, size)| {
+            let has = self.slots.get(slot).map_or(0, |&i| self.scratch[i].size_bytes);
+            size.next_multiple_of(VEC4).max(VEC4).saturating_sub(has)
+        });
+        now + growth.sum::<u64>()
+    }
+
+    /// State buffers of every layer, with their initial content in the first submit.
+    fn allocate_states(&mut self) -> Result<Vec<LayerBuffers>> {
+        let batch = self.schedule.batch_size();
+        let mut first = Submit::default();
+        let mut buffers = Vec::with_capacity(self.layers.len());
+        for (l, layer) in self.layers.iter().enumerate() {
+            let rows = layer.num_directions() * batch;
+            let (h_width, c_width) = (padded(layer.h_size()), padded(layer.hidden_size));
+            let last = self.request.outputs.sequence == SequenceOutput::Last && l + 1 == self.layers.len();
+            let state_h_n = rows * c_width;
+            let state_last = last.then_some(state_h_n + rows * h_width);
+            let state_len = state_h_n + rows * h_width * if last { 2 } else { 1 };
+            let bytes = |len: usize| len as u64 * F32;
+            let h = [
+                self.allocate(format!("h_a.l{l}"), bytes(rows * h_width), false)?,
+                self.allocate(format!("h_b.l{l}"), bytes(rows * h_width), false)?,
+            ];
+            let state = self.allocate(format!("state.l{l}"), bytes(state_len), false)?;
+            let m = match layer.projection_size {
+                Some(_) => Some(self.allocate(format!("m.l{l}"), bytes(rows * c_width), false)?),
+                None => None,
+            };
+            // Either way `last` starts as zero: nothing else writes it for a sequence of length 0.
+            if self.request.initial_state {
+                first.uploads.push(Upload::InitialState { layer: l, h, state });
+            } else {
+                first.uploads.extend([h[0], h[1], state].map(|buffer| Upload::Clear { buffer }));
+            }
+            buffers.push(LayerBuffers { h, state, m, state_h_n, state_last });
+        }
+        self.submits.push(first);
+        Ok(buffers)
+    }
+
+    /// Plans all chunks of a group; returns where its output lies.
+    fn plan_group(
+        &mut self,
+        group: &Group,
+        source: Option<RowSource>,
+        buffers: &[LayerBuffers],
+    ) -> Result<RowSource, Refusal> {
+        let limits = self.request.limits;
+        let whole = group.reverse != [false];
+        let total_rows = self.schedule.num_rows();
+        let last_layer = self.layers.len() - 1;
+        let is_last = group.layers.end == self.layers.len();
+
+        for l in group.layers.clone() {
+            self.check_loops(l)?;
+            self.check_columns(l)?;
+        }
+
+        // The sequence that enters and leaves the group: as a whole, or a chunk at a time.
+        let mut input_chunk = None;
+        let input = match source {
+            Some(source) => source,
+            None => {
+                let k4 = padded(self.layers[0].input_size) / 4;
+                let row_bytes = k4 as u64 * VEC4;
+                let buffer = if whole {
+                    Some(self.allocate_plane("x".into(), total_rows as u64 * row_bytes)?)
+                } else {
+                    input_chunk = Some(row_bytes);
+                    None
+                };
+                RowSource { planes: [buffer, None], k4, whole }
+            }
+        };
+        let (layers, last_rows) = (self.layers, self.rows);
+        let out_layout = |l: usize| {
+            if l == last_layer { last_rows } else { RowLayout::new(&layers[l], true, false) }
+        };
+        let out_stride = out_layout(group.layers.end - 1).stride;
+        // A forward group that another group follows leaves its whole output.
+        let out_whole = whole || !is_last;
+        let mut out_planes = [None, None];
+        if out_whole && out_stride > 0 {
+            for (d, plane) in out_planes.iter_mut().enumerate().take(group.reverse.len()) {
+                let label = format!("y{d}.l{}", group.layers.end - 1);
+                *plane = Some(self.allocate_plane(label, total_rows as u64 * out_stride as u64 * F32)?);
+            }
+        }
+
+        // Bytes that one row of a chunk costs, and the widest of its bindings.
+        let directions = group.reverse.len() as u64;
+        let gates_row = group.layers.clone().map(|l| directions * self.layers[l].hidden_size as u64 * VEC4).max();
+        let gates_row = gates_row.expect("a group has a layer");
+        let inner: Vec<usize> = group.layers.clone().filter(|&l| l + 1 < group.layers.end).collect();
+        let mut inner_row = [0u64; 2];
+        for &l in &inner {
+            inner_row[l % 2] = inner_row[l % 2].max(out_layout(l).stride as u64 * F32);
+        }
+        let out_row = if out_whole { 0 } else { out_stride as u64 * F32 };
+        let row_table = self.uses_table() && (source.is_none() || is_last);
+        // A whole sequence goes through the table at once.
+        let table_bytes = |rows: u64| if row_table { F32 * if whole { total_rows as u64 } else { rows } } else { 0 };
+        // One record per dispatch that differs: steps, input projections, and copies of the whole table if need be.
+        let record_bytes = u64::from(self.record_bytes());
+        let num_steps = self.schedule.num_steps().min(MAX_STEPS_PER_CHUNK);
+        let (num_layers, num_directions) = (group.layers.len(), group.reverse.len());
+        let copies = if row_table { 3 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
+        // Every timestep has a row, so a chunk has at most as many steps as rows.
+        let records = |rows: u64| num_layers * (num_steps.min(rows as usize) + num_directions) + copies;
+        let slots = |rows: u64| {
+            [
+                (Slot::Gates, rows * gates_row),
+                (Slot::Input, rows * input_chunk.unwrap_or(0)),
+                (Slot::Inner(0), rows * inner_row[0]),
+                (Slot::Inner(1), rows * inner_row[1]),
+                (Slot::Output, rows * out_row),
+                (Slot::RowTable, table_bytes(rows)),
+                (Slot::Uniforms, records(rows) as u64 * record_bytes),
+            ]
+        };
+        let widest = slots(1)[..5].iter().map(|(_, bytes)| *bytes).max().expect("not empty");
+
+        let active = self.schedule.active(0) as u64;
+        let by_binding = limits.binding_bytes.min(limits.buffer_bytes) / widest;
+        let by_workgroups = u64::from(limits.workgroups) * u64::from(tiles::rows_per_dispatch(self.request.tiles));
+        let fits = |rows: u64| self.bytes_with(&slots(rows)) <= limits.budget_bytes;
+        let by_budget = largest(total_rows as u64, fits);
+        let hard = by_binding.min(by_budget).min(by_workgroups);
+        if hard < active {
+            let (name, has, needs) = if by_binding < active {
+                ("max_storage_buffer_binding_size", limits.binding_bytes, active * widest)
+            } else if by_budget < active {
+                ("memory budget", limits.budget_bytes, self.bytes_with(&slots(active)))
+            } else {
+                ("max_compute_workgroups_per_dimension", by_workgroups, active)
+            };
+            let message = format!(
+                "{name}: layer {} with {active} sequences needs {needs} {} for chunks of one timestep, the limit is {has}",
+                group.layers.start,
+                if name.starts_with("max_compute") { "rows" } else { "bytes" },
+            );
+            let error = Error::new(ErrorKind::DeviceLimit, message);
+            return Err(Refusal { error, over_budget: name == "memory budget" });
+        }
+        let capacity = hard.min((GATES_TARGET_BYTES / gates_row).max(active)).min(self.max_chunk_rows as u64) as usize;
+        let chunks = self.cut(group.reverse, capacity);
+        let capacity = chunks
+            .iter()
+            .flat_map(|c| group.reverse.iter().map(|&r| self.direction_rows(c, r).len()))
+            .max()
+            .expect("a batch with a valid row has a chunk");
+
+        let mut slot = |slot: Slot, size_bytes: u64| match size_bytes {
+            0 => Ok(None),
+            _ => self.allocate_slot(slot, size_bytes).map(Some),
+        };
+        let mut slot_buffers = Vec::new();
+        for (role, size_bytes) in slots(capacity as u64) {
+            slot_buffers.push(slot(role, size_bytes)?);
+        }
+        let gates = slot_buffers[0].expect("gates have a width");
+        let input = RowSource { planes: [slot_buffers[1].or(input.planes[0]), input.planes[1]], ..input };
+        let inner_buffers = [slot_buffers[2], slot_buffers[3]];
+        if !out_whole {
+            out_planes[0] = slot_buffers[4];
+        }
+        let table = slot_buffers[5];
+        let uniforms = slot_buffers[6].expect("there are steps");
+        let record_bytes = self.record_bytes();
+
+        for (k, steps) in chunks.iter().enumerate() {
+            let mut chunk = Chunk {
+                submit: Submit::default(),
+                uniforms,
+                uniform_bytes: Vec::new(),
+                record_bytes,
+                steps: steps.clone(),
+                capacity,
+                buffer_bytes: limits.buffer_bytes,
+            };
+            if source.is_none() {
+                self.plan_input(&mut chunk, &input, table, whole, k == 0);
+            }
+            let mut rows_in = input;
+            for l in group.layers.clone() {
+                let layout = out_layout(l);
+                let planes = if l + 1 == group.layers.end { out_planes } else { [inner_buffers[l % 2], None] };
+                let stored = Stored { planes, layout, whole: out_whole && l + 1 == group.layers.end };
+                self.plan_layer(&mut chunk, l, group.reverse, &rows_in, gates, &stored, &buffers[l]);
+                rows_in =
+                    RowSource { planes: stored.planes, k4: padded(self.layers[l].h_size()) / 4, whole: stored.whole };
+            }
+            if is_last {
+                let end = k + 1 == chunks.len();
+                self.plan_output(&mut chunk, out_planes, table, out_whole, end);
+            }
+            self.finish_chunk(chunk);
+        }
+        if input.whole {
+            self.dead_planes.extend(input.planes.into_iter().flatten().filter_map(BufferId::scratch));
+        }
+        Ok(RowSource {
+            planes: out_planes,
+            k4: padded(self.layers[group.layers.end - 1].h_size()) / 4,
+            whole: out_whole,
+        })
+    }
+
+    fn uses_table(&self) -> bool {
+        self.request.input == RowsAt::Device || self.request.output == RowsAt::Device
+    }
+
+    /// Bytes from one uniform record to the next.
+    fn record_bytes(&self) -> u32 {
+        let largest = size_of::<Step>().max(size_of::<InputParams>()).max(size_of::<CopyParams>()) as u32;
+        largest.next_multiple_of(self.request.limits.uniform_alignment)
+    }
+
+    fn check_loops(&self, l: usize) -> Result<()> {
+        let layout = LayerLayout::new(self.layers, l);
+        let k4 = layout.longest_sum() / 4;
+        match self.request.limits.loop_trips {
+            Some(limit) if loop_trips(k4) > limit as usize => bail!(
+                Unsupported,
+                "layer {l}: a sum over {} values needs {} loop trips, but the driver ends loops after {limit} \
+                 without an error; a newer driver or another device would help",
+                k4 * 4,
+                loop_trips(k4)
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_columns(&self, l: usize) -> Result<()> {
+        let columns = padded(self.layers[l].hidden_size);
+        let lanes = tiles::choose(Kernel::RecurrentStep, 1, columns, self.request.tiles).lanes;
+        let workgroups = (columns as u64).div_ceil(u64::from(lanes));
+        if workgroups > u64::from(self.request.limits.workgroups) {
+            bail!(
+                DeviceLimit,
+                "max_compute_workgroups_per_dimension: hidden_size {} of layer {l} needs {workgroups}, the device has {}",
+                self.layers[l].hidden_size,
+                self.request.limits.workgroups
+            );
+        }
+        Ok(())
+    }
+
+    /// Cuts the timesteps into chunks of at most `capacity` rows in each direction.
+    fn cut(&self, reverse: &[bool], capacity: usize) -> Vec<Range<usize>> {
+        let steps = self.schedule.num_steps();
+        let mut chunks: Vec<Range<usize>> = Vec::new();
+        let mut start = 0;
+        for s in 0..steps {
+            let next = start..s + 1;
+            let too_long = next.len() > MAX_STEPS_PER_CHUNK
+                || reverse.iter().any(|&r| self.direction_rows(&next, r).len() > capacity);
+            if too_long {
+                chunks.push(start..s);
+                start = s;
+            }
+        }
+        chunks.push(start..steps);
+        chunks
+    }
+
+    /// The timesteps that a direction walks in the chunk of steps `steps`, ascending.
+    fn direction_steps(&self, steps: &Range<usize>, reverse: bool) -> Range<usize> {
+        let n = self.schedule.num_steps();
+        if reverse { n - steps.end..n - steps.start } else { steps.clone() }
+    }
+
+    fn direction_rows(&self, steps: &Range<usize>, reverse: bool) -> Range<usize> {
+        self.schedule.rows(self.direction_steps(steps, reverse))
+    }
+
+    fn bind_group(&mut self, kernel: Kernel, ranges: Vec<BufferRange>) -> usize {
+        debug_assert_eq!(ranges.len(), kernel.bindings().len());
+        let group = BindGroup { kernel, ranges };
+        if let Some(&index) = self.bind_group_index.get(&group) {
+            return index;
+        }
+        self.bind_groups.push(group.clone());
+        self.bind_group_index.insert(group, self.bind_groups.len() - 1);
+        self.bind_groups.len() - 1
+    }
+
+    /// Brings the chunk's input rows to the device, or gathers them there.
+    fn plan_input(&mut self, chunk: &mut Chunk, input: &RowSource, table: Option<BufferId>, whole: bool, first: bool) {
+        if whole && !first {
+            return;
+        }
+        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
+        let buffer = input.planes[0].expect("the input has a plane");
+        let stride = input.k4 * 4;
+        match (self.request.input, table) {
+            (RowsAt::Device, Some(table)) => {
+                chunk.submit.uploads.push(Upload::RowTable { buffer: table, rows: rows.clone() });
+                let width = self.layers[0].input_size as u32;
+                let params = CopyParams {
+                    rows: rows.len() as u32,
+                    width,
+                    dst_width: stride as u32,
+                    scatter: 0,
+                    src_first: 0,
+                    src_stride: width,
+                    dst_first: 0,
+                    dst_stride: stride as u32,
+                    first_row: 0,
+                };
+                self.push_copy(chunk, params, table, BufferId::CallerInput, buffer);
+            }
+            _ => chunk.submit.uploads.push(Upload::InputRows { buffer, rows, stride }),
+        }
+    }
+
+    /// Copies the rows 0..`params.rows` of the table, in as many dispatches as the workgroup limit asks for.
+    fn push_copy(&mut self, chunk: &mut Chunk, params: CopyParams, table: BufferId, src: BufferId, dst: BufferId) {
+        let (rows, columns) = (params.rows as usize, params.dst_width as usize);
+        let kernel = tiles::choose(Kernel::CopyRows, rows, columns, self.request.tiles);
+        let reach = (self.request.limits.workgroups as usize).saturating_mul(kernel.rows_per_workgroup() as usize);
+        for first_row in (0..rows).step_by(reach) {
+            let end = rows.min(first_row + reach);
+            let params = CopyParams { rows: end as u32, first_row: first_row as u32, ..params };
+            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+            let ranges = vec![chunk.uniform_range(size_of::<CopyParams>()), table.into(), src.into(), dst.into()];
+            let bind_group = self.bind_group(Kernel::CopyRows, ranges);
+            let workgroups = [
+                params.dst_width.div_ceil(kernel.lanes),
+                ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
+                1,
+            ];
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        }
+    }
+
+    /// One layer of one chunk: the input projection of each direction, then the steps.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a layer, named at the only call")]
+    fn plan_layer(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        reverse: &[bool],
+        input: &RowSource,
+        gates: BufferId,
+        stored: &Stored,
+        buffers: &LayerBuffers,
+    ) {
+        let layer = self.layers[l];
+        for (d, &r) in reverse.iter().enumerate() {
+            let rows = self.direction_rows(&chunk.steps, r);
+            let input_row = if input.whole { rows.start } else { 0 };
+            let k4 = input.k4 as u32;
+            let params = InputParams {
+                rows: rows.len() as u32,
+                hidden_size: layer.hidden_size as u32,
+                x0_first: (input_row * input.k4) as u32,
+                x0_k4: k4,
+                x1_first: (input_row * input.k4) as u32,
+                x1_k4: if input.planes[1].is_some() { k4 } else { 0 },
+                gates_first: (d * chunk.capacity * layer.hidden_size) as u32,
+                x0_stride: k4,
+                x1_stride: k4,
+            };
+            let layout = LayerLayout::new(self.layers, l);
+            let model = |part, bytes: Range<u64>| BufferRange {
+                buffer: BufferId::Model { layer: l, part },
+                offset_bytes: bytes.start,
+                size_bytes: bytes.end - bytes.start,
+            };
+            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+            let x0 = input.planes[0].expect("a layer has an input plane");
+            let ranges = vec![
+                chunk.uniform_range(size_of::<InputParams>()),
+                x0.into(),
+                input.planes[1].unwrap_or(x0).into(),
+                model(ModelPart::WeightsIh, layout.weights_ih(d)),
+                model(ModelPart::Bias, layout.bias(d)),
+                gates.into(),
+            ];
+            let bind_group = self.bind_group(Kernel::InputProjection, ranges);
+            let kernel = tiles::choose(Kernel::InputProjection, rows.len(), layer.hidden_size, self.request.tiles);
+            let workgroups =
+                [params.hidden_size.div_ceil(kernel.lanes), params.rows.div_ceil(kernel.rows_per_workgroup()), 1];
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        }
+        for s in chunk.steps.clone() {
+            self.plan_step(chunk, l, s, reverse, gates, stored, buffers);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of a layer, named at the only call")]
+    fn plan_step(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        s: usize,
+        reverse: &[bool],
+        gates: BufferId,
+        stored: &Stored,
+        buffers: &LayerBuffers,
+    ) {
+        let layer = self.layers[l];
+        let batch_size = self.schedule.batch_size() as u32;
+        let mut directions = [bytemuck::Zeroable::zeroed(); 2];
+        let mut most_active = 0;
+        for (d, &r) in reverse.iter().enumerate() {
+            let t = if r { self.schedule.num_steps() - 1 - s } else { s };
+            let row = self.schedule.rows(t..t).start;
+            let first_row = self.direction_rows(&chunk.steps, r).start;
+            let active = self.schedule.active(t);
+            let still_active = self.schedule.active(t + 1) as u32;
+            most_active = most_active.max(active);
+            directions[d] = DirectionStep {
+                gates_first: ((d * chunk.capacity + row - first_row) * layer.hidden_size) as u32,
+                num_active: active as u32,
+                y_row: (if stored.whole { row } else { row - first_row }) as u32,
+                // Forward sequences end at their last valid step; reverse ones all end at t = 0.
+                final_from: match (r, t) {
+                    (false, _) => still_active,
+                    (true, 0) => 0,
+                    (true, _) => batch_size,
+                },
+                last_from: if buffers.state_last.is_some() { still_active } else { batch_size },
+                ..bytemuck::Zeroable::zeroed()
+            };
+        }
+        let column = |c: Option<usize>| c.map_or(NONE, |c| c as u32);
+        let step = Step {
+            hidden_size: layer.hidden_size as u32,
+            hidden_stride: padded(layer.hidden_size) as u32,
+            h_stride: padded(layer.h_size()) as u32,
+            batch_size,
+            y_stride: stored.layout.stride as u32,
+            y_h: column(stored.layout.h_column),
+            y_c: column(stored.layout.c_column),
+            state_h_n: buffers.state_h_n as u32,
+            state_last: buffers.state_last.unwrap_or(0) as u32,
+            directions,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&step));
+        let uniform = chunk.uniform_range(size_of::<Step>());
+        let model = |part| BufferRange::from(BufferId::Model { layer: l, part });
+        let [y0, y1] = stored.planes;
+        let dummy = |half: u64| BufferRange { buffer: BufferId::Dummy, offset_bytes: half * 256, size_bytes: 256 };
+        let y = [y0.map_or(dummy(0), BufferRange::from), y1.map_or(dummy(1), BufferRange::from)];
+        let (h_prev, h_next) = (buffers.h[s % 2], buffers.h[(s + 1) % 2]);
+
+        let kernel = if buffers.m.is_some() { Kernel::RecurrentStepProjected } else { Kernel::RecurrentStep };
+        let ranges = vec![
+            uniform,
+            gates.into(),
+            model(ModelPart::WeightsHh),
+            h_prev.into(),
+            buffers.m.unwrap_or(h_next).into(),
+            buffers.state.into(),
+            y[0],
+            y[1],
+        ];
+        let mut push = |kernel: Kernel, ranges: Vec<BufferRange>, columns: u32| {
+            let bind_group = self.bind_group(kernel, ranges);
+            let kernel = tiles::choose(kernel, most_active, columns as usize, self.request.tiles);
+            let workgroups = [
+                columns.div_ceil(kernel.lanes),
+                (most_active as u32).div_ceil(kernel.rows_per_workgroup()),
+                reverse.len() as u32,
+            ];
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        };
+        push(kernel, ranges, step.hidden_stride);
+        if let Some(m) = buffers.m {
+            let ranges =
+                vec![uniform, model(ModelPart::WeightsHr), m.into(), h_next.into(), buffers.state.into(), y[0], y[1]];
+            push(Kernel::ProjectionStep, ranges, step.h_stride / 4);
+        }
+    }
+
+    /// Takes the chunk's rows of the last layer back to the host, or scatters them on the device.
+    fn plan_output(
+        &mut self,
+        chunk: &mut Chunk,
+        planes: [Option<BufferId>; 2],
+        table: Option<BufferId>,
+        whole: bool,
+        end: bool,
+    ) {
+        if self.rows.stride == 0 || (whole && !end) {
+            return;
+        }
+        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
+        let layer = *self.request.spec.last_layer();
+        let to_device = self.request.output == RowsAt::Device && self.rows.h_column.is_some();
+        if to_device && let Some(table) = table {
+            if rows.start == 0 {
+                chunk.submit.uploads.push(Upload::Clear { buffer: BufferId::CallerOutput });
+            }
+            chunk.submit.uploads.push(Upload::RowTable { buffer: table, rows: rows.clone() });
+            for (d, plane) in planes.into_iter().flatten().enumerate() {
+                let width = layer.h_size() as u32;
+                let params = CopyParams {
+                    rows: rows.len() as u32,
+                    width,
+                    dst_width: width,
+                    scatter: 1,
+                    src_first: 0,
+                    src_stride: self.rows.stride as u32,
+                    dst_first: d as u32 * width,
+                    dst_stride: layer.output_size() as u32,
+                    first_row: 0,
+                };
+                self.push_copy(chunk, params, table, plane, BufferId::CallerOutput);
+            }
+        }
+        if !to_device || self.rows.c_column.is_some() {
+            for (direction, plane) in planes.into_iter().flatten().enumerate() {
+                chunk.push_read(
+                    Content::Rows { direction, rows: rows.clone() },
+                    BufferRange {
+                        buffer: plane,
+                        offset_bytes: 0,
+                        size_bytes: (rows.len() * self.rows.stride) as u64 * F32,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Final states and last rows, read with the last submit.
+    fn read_states(&mut self, buffers: &[LayerBuffers]) {
+        let batch = self.schedule.batch_size();
+        let submit = self.submits.last_mut().expect("there is a first submit");
+        let mut chunk_reads = Chunk::reads_of(std::mem::take(submit), self.request.limits.buffer_bytes);
+        for (layer, b) in buffers.iter().enumerate() {
+            let spec = &self.layers[layer];
+            let rows = spec.num_directions() * batch;
+            let h_bytes = (rows * padded(spec.h_size())) as u64 * F32;
+            let range = |first: usize, size_bytes: u64| BufferRange {
+                buffer: b.state,
+                offset_bytes: first as u64 * F32,
+                size_bytes,
+            };
+            if self.request.outputs.final_state {
+                chunk_reads.push_read(Content::CellN { layer }, range(0, b.state_h_n as u64 * F32));
+                chunk_reads.push_read(Content::HiddenN { layer }, range(b.state_h_n, h_bytes));
+            }
+            if let Some(first) = b.state_last {
+                chunk_reads.push_read(Content::Last, range(first, h_bytes));
+            }
+        }
+        *submit = chunk_reads.submit;
+    }
+
+    /// Adds a chunk as a submit; the first one joins the submit that holds the initial states.
+    fn finish_chunk(&mut self, chunk: Chunk) {
+        let Chunk { mut submit, uniforms, uniform_bytes, .. } = chunk;
+        submit.uploads.push(Upload::Uniforms { buffer: uniforms, bytes: uniform_bytes });
+        match self.submits.as_mut_slice() {
+            [first] if first.dispatches.is_empty() => {
+                let mut uploads = std::mem::take(&mut first.uploads);
+                uploads.append(&mut submit.uploads);
+                *first = Submit { uploads, ..submit };
+            }
+            _ => self.submits.push(submit),
+        }
+    }
+}
+
+/// The largest number up to `most` that `fits`, which holds for all smaller ones; 0 if none does.
+fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut good, mut bad) = (0, most + 1);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if fits(middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    good
+}
+
+/// Where a layer's output rows go.
+struct Stored {
+    planes: [Option<BufferId>; 2],
+    layout: RowLayout,
+    /// Whether the planes hold all rows (else the rows of the chunk).
+    whole: bool,
+}
+
+/// A submit in the making.
+struct Chunk {
+    submit: Submit,
+    uniforms: BufferId,
+    uniform_bytes: Vec<u8>,
+    record_bytes: u32,
+    steps: Range<usize>,
+    /// Rows per direction that the gates buffer has room for.
+    capacity: usize,
+    /// The largest buffer that the device allows.
+    buffer_bytes: u64,
+}
+
+impl Chunk {
+    /// Only for adding reads to a finished submit.
+    fn reads_of(submit: Submit, buffer_bytes: u64) -> Self {
+        Self {
+            submit,
+            uniforms: BufferId::Dummy,
+            uniform_bytes: Vec::new(),
+            record_bytes: 0,
+            steps: 0..0,
+            capacity: 0,
+            buffer_bytes,
+        }
+    }
+
+    /// Appends a record; returns its dynamic offset.
+    fn push_uniform(&mut self, record: &[u8]) -> u32 {
+        let offset = self.uniform_bytes.len();
+        self.uniform_bytes.extend_from_slice(record);
+        self.uniform_bytes.resize(offset + self.record_bytes as usize, 0);
+        offset as u32
+    }
+
+    fn uniform_range(&self, size_bytes: usize) -> BufferRange {
+        BufferRange { buffer: self.uniforms, offset_bytes: 0, size_bytes: size_bytes as u64 }
+    }
+
+    fn push_read(&mut self, content: Content, range: BufferRange) {
+        let staging = &mut self.submit.staging_bytes;
+        match staging.last_mut() {
+            Some(size) if *size + range.size_bytes <= self.buffer_bytes => *size += range.size_bytes,
+            _ => staging.push(range.size_bytes),
+        }
+        let index = staging.len() - 1;
+        let staging_offset_bytes = staging[index] - range.size_bytes;
+        self.submit.reads.push(Read { content, range, staging: index, staging_offset_bytes });
+    }
+}
