@@ -188,12 +188,8 @@ async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
 #[cfg(feature = "gpu")]
 fn candidates(choice: &DeviceChoice, adapters: &[AdapterReport]) -> Result<Vec<(usize, String)>> {
     let listing = || {
-        if adapters.is_empty() {
-            "there is no adapter".to_owned()
-        } else {
-            let names: Vec<_> = adapters.iter().map(|a| format!("gpu:{} {}", a.index, a.name)).collect();
-            format!("there are {}", names.join(", "))
-        }
+        let names: Vec<_> = adapters.iter().map(|a| format!("gpu:{} {}", a.index, a.name)).collect();
+        format!("there are {}", names.join(", "))
     };
     let found: Vec<(usize, String)> = match choice {
         DeviceChoice::Auto => adapters
@@ -220,6 +216,12 @@ fn candidates(choice: &DeviceChoice, adapters: &[AdapterReport]) -> Result<Vec<(
         }
         DeviceChoice::Cpu | DeviceChoice::Reference => Vec::new(),
     };
+    if adapters.is_empty() && *choice != DeviceChoice::Auto {
+        bail!(
+            DeviceNotFound,
+            "device {choice}: there is no adapter; it takes a driver for Vulkan, Metal or DirectX 12 (`cpu` works without)"
+        );
+    }
     if found.is_empty() && *choice != DeviceChoice::Auto {
         bail!(
             DeviceNotFound,
@@ -407,6 +409,8 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::DeviceNotFound);
             assert!(error.to_string().contains(choice) && error.to_string().contains("gpu:0 NVIDIA H200"), "{error}");
         }
+        let error = indices("gpu", &[]).unwrap_err();
+        assert!(error.to_string().starts_with("device gpu: there is no adapter"), "{error}");
         assert!(indices("gpu:x", &adapters).unwrap_err().to_string().contains("\"x\""));
         assert!(indices(" ", &adapters).is_err());
     }

@@ -14,7 +14,7 @@ usage() {
 usage: tools/test.sh [--quick] [--only STAGE] [--system-adapters]
 
 stages, in this order
-  host      unit tests, tests/host and doc tests; no adapter needed
+  host      unit tests, tests/host, tests/cli and doc tests; no adapter needed
   gpu       tests/gpu on every adapter found: two software adapters that tools/adapters.sh unpacks
             under target/adapters, and those of the machine
   features  unit tests without default features; a check of the library with `gpu` alone
@@ -68,7 +68,7 @@ cargo_test() { cargo test --workspace --all-features --no-fail-fast "$@"; }
 
 stage_host() {
     local code=0
-    cargo_test --lib --bins --test host || code=1
+    cargo_test --lib --bins --test host --test cli || code=1
     cargo_test --doc || code=1
     return $code
 }

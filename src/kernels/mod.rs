@@ -24,7 +24,7 @@ pub const GATES: usize = 4;
 pub const NONE: u32 = u32::MAX;
 /// Row tiles that a plan may choose: batch rows per invocation.
 pub const ROW_TILES: [u32; 3] = [1, 4, 8];
-/// Workgroup widths that a plan may choose; the height fills [`WORKGROUP_SIZE`].
+/// Workgroup widths that a plan may choose; the height fills `WORKGROUP_SIZE`.
 pub const LANE_TILES: [u32; 2] = [16, 64];
 /// Invocations per workgroup of the tiled kernels.
 pub const WORKGROUP_SIZE: u32 = 64;

@@ -49,7 +49,7 @@ pub enum RowsAt {
 pub struct PlanRequest<'a> {
     /// The model.
     pub spec: &'a LstmSpec,
-    /// The lengths, [B]; at least one is not 0.
+    /// The lengths, `[B]`; at least one is not 0.
     pub lengths: &'a [usize],
     /// T of the arrays.
     pub seq_len: usize,

@@ -61,14 +61,14 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    pub(crate) fn passed(&self) -> bool {
-        self.arrays.iter().all(ArrayVerdict::passed)
-    }
-
-    /// The array that is worst in proportion to what was allowed.
-    pub(crate) fn worst(&self) -> Option<&ArrayVerdict> {
-        let ratio = |a: &ArrayVerdict| a.error / a.allowed;
-        self.arrays.iter().max_by(|a, b| ratio(a).total_cmp(&ratio(b)))
+    /// Fails with the array that is worst in proportion to what was allowed.
+    pub(crate) fn check(&self) -> Result<()> {
+        let ratio = |a: &&ArrayVerdict| a.error / a.allowed;
+        let failed = self.arrays.iter().filter(|a| !a.passed());
+        match failed.max_by(|a, b| ratio(a).total_cmp(&ratio(b))) {
+            Some(worst) => fail!("differs from the f64 reference: {worst}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -288,8 +288,7 @@ mod tests {
                 change(&mut result);
                 let verdict = verify(&weights, &batch, &result, &[0, 1, 2, 3]).unwrap();
                 assert_eq!(verdict.arrays.len(), 4);
-                assert_eq!(verdict.passed(), verdict.worst().unwrap().passed());
-                verdict.passed()
+                verdict.check().is_ok()
             })
             .collect()
     }
@@ -311,6 +310,18 @@ mod tests {
                 assert_eq!(passes(|r| r.output.as_mut().unwrap()[place] += wrong), [false, false], "output {wrong}");
             }
         }
+    }
+
+    #[test]
+    fn the_failure_names_the_worst_array() {
+        let array =
+            |name, error| ArrayVerdict { name, error, allowed: 1e-6, place: "here".into(), found: 0.0, expected: 0.0 };
+        let verdict = Verdict { arrays: vec![array("output", 2e-6), array("h_n", 3e-6), array("c_n", 0.0)] };
+        assert!(
+            verdict.check().unwrap_err().to_string().contains("h_n: largest error 3.0e-6, allowed 1.0e-6, at here")
+        );
+        assert!(Verdict { arrays: vec![array("output", f64::NAN)] }.check().is_err());
+        assert!(Verdict { arrays: vec![array("output", 1e-6)] }.check().is_ok());
     }
 
     #[test]

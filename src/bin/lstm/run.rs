@@ -130,10 +130,7 @@ fn verify_run(
             say!("  {array}")?;
         }
     }
-    match verdict.worst() {
-        Some(worst) if !verdict.passed() => fail!("verify: {worst}"),
-        _ => Ok(()),
-    }
+    verdict.check().map_err(|failure| failure.context("verify"))
 }
 
 /// The arrays of a file that a run returns too.
