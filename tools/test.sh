@@ -16,7 +16,7 @@ usage: tools/test.sh [--quick] [--only STAGE] [--system-adapters]
 stages, in this order
   host      unit tests, tests/host, tests/cli and doc tests; no adapter needed
   gpu       tests/gpu on every adapter found: two software adapters that tools/adapters.sh unpacks
-            under target/adapters, and those of the machine
+            under target/adapters, and those of the machine; then the demo and a tiny benchmark
   features  unit tests without default features; a check of the library with `gpu` alone
   shaders   every kernel compiled by headless Chromium (needs Node.js, npm and Chromium)
 
@@ -86,7 +86,14 @@ stage_gpu() {
             say "warning: no software adapters; going on with what the machine has"
         fi
     fi
-    cargo_test --test gpu
+    local code=0
+    cargo_test --test gpu || code=1
+    # The programs as a user runs them, on the adapters that were just unpacked.
+    if [[ -n ${VK_ADD_DRIVER_FILES:-} ]]; then
+        cargo run --quiet --all-features -- demo --device gpu || code=1
+        cargo run --quiet --all-features --bin lstm-bench -- --group tiny --device cpu,gpu || code=1
+    fi
+    return $code
 }
 
 stage_features() {

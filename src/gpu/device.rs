@@ -1,9 +1,10 @@
 //! An opened device: its limits, its errors as values, its pipelines and its pool of scratch buffers.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::faults::Faults;
 use super::pipelines::Pipelines;
 use super::wait::{Waiter, poll};
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -12,44 +13,6 @@ use crate::plan::PlanLimits;
 
 /// Bytes of working buffers of one run unless the options say otherwise.
 pub(crate) const DEFAULT_BUDGET_BYTES: u64 = 1 << 30;
-
-/// What the handlers of the device have seen.
-#[derive(Default)]
-pub(crate) struct Faults {
-    lost: AtomicBool,
-    messages: Mutex<Vec<String>>,
-}
-
-impl Faults {
-    fn note(&self, message: String) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
-    }
-
-    pub(crate) fn mark_lost(&self, message: String) {
-        self.note(message);
-        self.lost.store(true, Ordering::SeqCst);
-    }
-
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::SeqCst)
-    }
-
-    fn last(&self) -> Option<String> {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-
-    /// An error if the device was lost or reported an error outside every scope.
-    pub(crate) fn check(&self) -> Result<()> {
-        if self.is_lost() {
-            let message = self.messages.lock().unwrap_or_else(PoisonError::into_inner).join("; ");
-            bail!(DeviceLost, "the device was lost ({message}); open a new engine");
-        }
-        match self.last() {
-            Some(message) => bail!(DeviceFault, "the device reported: {message}"),
-            None => Ok(()),
-        }
-    }
-}
 
 /// An opened device; shared by all models of an engine.
 pub(crate) struct Context {

@@ -5,6 +5,7 @@
 //! Not here: sizes and layouts, which the plan holds; order of sequences, which `pack` undoes.
 
 mod adapters;
+mod faults;
 mod device;
 mod model;
 mod pipelines;

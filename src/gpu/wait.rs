@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::Faults;
+use super::faults::Faults;
 use crate::error::{Error, ErrorKind, Result, bail};
 
 /// Who polls the device until a submission is done.
