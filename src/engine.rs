@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
+#[cfg_attr(not(feature = "gpu"), allow(unused_imports, reason = "without the GPU path only the docs name them"))]
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions};
 use crate::reference;
