@@ -93,6 +93,21 @@ fn what_was_not_asked_for_is_not_read() {
     assert_eq!(contents(Outputs { cells: true, ..none }), [rows(0), rows(1)]);
 }
 
+#[test]
+fn staging_is_split_where_it_would_exceed_the_largest_buffer() {
+    // Two planes of 8 · 256 rows of 16 values, 128 KiB each.
+    let spec = LstmSpec::stack(16, 16, 1).direction(Direction::Bidirectional).build().unwrap();
+    let lengths = [256; 8];
+    let limit = 160 << 10;
+    let limits = PlanLimits { binding_bytes: limit, buffer_bytes: limit, ..DEFAULTS };
+    let plan = Plan::new(&request(&spec, &lengths, limits)).unwrap();
+    let last = plan.submits.last().unwrap();
+    let bytes: u64 = last.reads.iter().map(|r| r.range.size_bytes).sum();
+    assert!(bytes > limit, "the case reads more than one buffer holds: {bytes}");
+    assert_eq!(last.staging_bytes.iter().sum::<u64>(), bytes);
+    assert!(last.staging_bytes.iter().all(|&size| size <= limit), "{:?}", last.staging_bytes);
+}
+
 fn specs() -> impl Strategy<Value = LstmSpec> {
     let direction = prop_oneof![Just(Direction::Forward), Just(Direction::Reverse), Just(Direction::Bidirectional)];
     (1..70usize, 2..70usize, prop::collection::vec((direction, prop::option::of(1..40usize)), 1..4)).prop_map(
