@@ -4,9 +4,11 @@
 //! the recording runs, results are read back: [`Engine::open`] → [`Engine::load`] → [`Lstm::run`].
 //!
 //! Letters in shapes: T timesteps, B batch, I input size, H hidden size, P projection size, D directions,
-//! L layers. Gate rows are in the order i f g o.
+//! L layers. Gate rows are in the order i f g o, or r z n of a GRU.
 
 mod error;
+mod activation;
+mod cell;
 mod spec;
 mod batch;
 pub mod weights;
@@ -28,11 +30,13 @@ mod engine;
 #[doc(hidden)]
 pub mod internals;
 
+pub use activation::Activation;
 pub use batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
+pub use cell::{CellSpec, GruActivations, GruCell, LstmActivations, LstmCell, RnnCell};
 pub use engine::{Engine, Lstm};
 pub use error::{Error, ErrorKind, Result};
 pub use options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions, LimitsProfile};
-pub use spec::{Direction, LayerSpec, LstmSpec, MAX_SIZE, StackBuilder};
+pub use spec::{Direction, LayerSpec, LstmSpec, MAX_SIZE, Merge, StackBuilder};
 pub use weights::{CellWeights, LstmWeights};
 
 /// Compiles the example of the README.

@@ -1,5 +1,6 @@
-//! What a model is: a list of layers with sizes, direction, bias and projection, validated once.
+//! What a model is: a list of layers with sizes, direction, equations, bias and projection, validated once.
 
+use crate::cell::CellSpec;
 use crate::error::{Result, bail};
 
 /// The largest size a spec accepts; far beyond any trained model, it keeps products inside 64 bits.
@@ -12,8 +13,18 @@ pub enum Direction {
     Forward,
     /// From the last valid timestep of each sequence to the first; outputs stay at their own timestep.
     Reverse,
-    /// Both; the outputs are concatenated, forward first.
+    /// Both; the outputs are merged as [`Merge`] says.
     Bidirectional,
+}
+
+/// What becomes of the two outputs of a bidirectional layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Merge {
+    /// Side by side, forward first; PyTorch's way.
+    #[default]
+    Concat,
+    /// Added element by element; Keras' `merge_mode="sum"`.
+    Sum,
 }
 
 impl Direction {
@@ -36,14 +47,24 @@ impl Direction {
 }
 
 /// One layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+///
+/// ```
+/// use wgpu_lstm::{Direction, LayerSpec, Merge};
+/// let layer = LayerSpec { direction: Direction::Bidirectional, merge: Merge::Sum, ..LayerSpec::new(40, 64) };
+/// assert_eq!(layer.output_size(), 64);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
     /// I, the width of a row of the layer's input.
     pub input_size: usize,
-    /// H, the width of the cell state.
+    /// H, the number of hidden units: the width of the cell state.
     pub hidden_size: usize,
+    /// The equations.
+    pub cell: CellSpec,
     /// Forward, Reverse or Bidirectional.
     pub direction: Direction,
+    /// What becomes of the outputs of a bidirectional layer; Concat for any other.
+    pub merge: Merge,
     /// Whether the gates have biases.
     pub bias: bool,
     /// P, the width that `h` is projected to; `None` keeps it at H
@@ -52,14 +73,45 @@ pub struct LayerSpec {
 }
 
 impl LayerSpec {
+    /// PyTorch's `nn.LSTM(input_size, hidden_size)`: forward, with biases, without projection.
+    pub fn new(input_size: usize, hidden_size: usize) -> Self {
+        Self {
+            input_size,
+            hidden_size,
+            cell: CellSpec::default(),
+            direction: Direction::Forward,
+            merge: Merge::Concat,
+            bias: true,
+            projection_size: None,
+        }
+    }
+
     /// The width of `h` in one direction: P with projection, otherwise H.
     pub fn h_size(&self) -> usize {
         self.projection_size.unwrap_or(self.hidden_size)
     }
 
-    /// The width of a row of the layer's output: D·P or D·H.
+    /// The width of `c` in one direction: H, or 0 for equations without a cell state.
+    pub fn c_size(&self) -> usize {
+        if self.cell.has_cell_state() { self.hidden_size } else { 0 }
+    }
+
+    /// The width of a row of the layer's output: D·P or D·H, or that of one direction if they are summed.
     pub fn output_size(&self) -> usize {
-        self.num_directions() * self.h_size()
+        self.num_outputs() * self.h_size()
+    }
+
+    /// How many times the width of `h` a row of the output has: D, or 1 if the directions are summed.
+    pub fn num_outputs(&self) -> usize {
+        match self.merge {
+            Merge::Concat => self.num_directions(),
+            Merge::Sum => 1,
+        }
+    }
+
+    /// The rows of weights and biases: 4·H for an LSTM, 3·H for a GRU, H for an RNN.
+    pub fn gate_rows(&self) -> usize {
+        self.cell.num_gates() * self.hidden_size
     }
 
     /// 1 or 2.
@@ -69,10 +121,14 @@ impl LayerSpec {
 
     /// The number of trained parameters of the layer, counted as PyTorch stores them (two biases).
     pub fn num_parameters(&self) -> usize {
-        let gates = 4 * self.hidden_size;
+        let gates = self.gate_rows();
+        let projection_bias = usize::from(self.cell.lstm().is_some_and(|cell| cell.projection_bias));
         let per_direction = gates * (self.input_size + self.h_size())
             + if self.bias { 2 * gates } else { 0 }
-            + self.projection_size.map_or(0, |p| p * self.hidden_size);
+            + self.projection_size.map_or(0, |p| p * (self.hidden_size + projection_bias))
+            + self.cell.lstm().map_or(0, |cell| {
+                usize::from(cell.peepholes) * 3 * self.hidden_size + usize::from(cell.layer_norm) * gates
+            });
         self.num_directions() * per_direction
     }
 }
@@ -85,7 +141,7 @@ impl LayerSpec {
 /// assert_eq!(spec.layers()[1].input_size, 512);
 /// # Ok::<(), wgpu_lstm::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LstmSpec {
     layers: Vec<LayerSpec>,
 }
@@ -95,8 +151,9 @@ impl LstmSpec {
     ///
     /// # Errors
     /// [`InvalidSpec`](crate::ErrorKind::InvalidSpec) if the list is empty, a size is zero or above
-    /// [`MAX_SIZE`], a projection is not smaller than its hidden size, or a layer's input size is not the
-    /// output size of the layer before it.
+    /// [`MAX_SIZE`], a projection is not smaller than its hidden size or not that of an LSTM, options do not go
+    /// together or a number among them is not finite, or a layer's input size is not the output size of the layer
+    /// before it.
     pub fn new(layers: Vec<LayerSpec>) -> Result<Self> {
         if layers.is_empty() {
             bail!(InvalidSpec, "num_layers: expected at least 1, found 0");
@@ -120,6 +177,16 @@ impl LstmSpec {
                     layer.hidden_size
                 );
             }
+            if layer.projection_size.is_some() && layer.cell.lstm().is_none() {
+                bail!(InvalidSpec, "layer {l}: projection_size: expected none for a {}, found one", layer.cell.name());
+            }
+            if layer.projection_size.is_none() && layer.cell.lstm().is_some_and(|cell| cell.projection_bias) {
+                bail!(InvalidSpec, "layer {l}: projection_bias: expected a projection_size, found none");
+            }
+            if layer.merge == Merge::Sum && layer.direction != Direction::Bidirectional {
+                bail!(InvalidSpec, "layer {l}: merge: Sum is for two directions, found {:?}", layer.direction);
+            }
+            layer.cell.validate(layer.num_directions()).map_err(|e| e.context(format!("layer {l}")))?;
             if l > 0 && layers[l - 1].output_size() != layer.input_size {
                 bail!(
                     InvalidSpec,
@@ -140,7 +207,9 @@ impl LstmSpec {
             input_size,
             hidden_size,
             num_layers,
+            cell: CellSpec::default(),
             direction: Direction::Forward,
+            merge: Merge::Concat,
             bias: true,
             projection_size: None,
         }
@@ -186,15 +255,16 @@ impl LstmSpec {
     }
 
     /// Whether all layers have the same state widths, so that states have PyTorch's shape [L·D, B, H].
-    /// Otherwise states are the blocks [B, H of the cell] one after the other.
+    /// Otherwise states are the blocks [B, H of the cell] one after the other; cells without a cell state have no
+    /// block in `c`.
     pub fn has_uniform_state(&self) -> bool {
         let first = &self.layers[0];
-        self.layers.iter().all(|l| l.hidden_size == first.hidden_size && l.h_size() == first.h_size())
+        self.layers.iter().all(|l| l.c_size() == first.c_size() && l.h_size() == first.h_size())
     }
 
     /// Elements of `h` and `c` of one sequence over all cells.
     pub fn state_sizes(&self) -> (usize, usize) {
-        self.cells().fold((0, 0), |(h, c), (_, layer, _)| (h + layer.h_size(), c + layer.hidden_size))
+        self.cells().fold((0, 0), |(h, c), (_, layer, _)| (h + layer.h_size(), c + layer.c_size()))
     }
 
     /// The number of trained parameters.
@@ -210,12 +280,26 @@ pub struct StackBuilder {
     input_size: usize,
     hidden_size: usize,
     num_layers: usize,
+    cell: CellSpec,
     direction: Direction,
+    merge: Merge,
     bias: bool,
     projection_size: Option<usize>,
 }
 
 impl StackBuilder {
+    /// The equations of every layer; PyTorch's LSTM unless set.
+    pub fn cell(mut self, cell: CellSpec) -> Self {
+        self.cell = cell;
+        self
+    }
+
+    /// What becomes of the outputs of each bidirectional layer; Concat unless set.
+    pub fn merge(mut self, merge: Merge) -> Self {
+        self.merge = merge;
+        self
+    }
+
     /// The direction of every layer; Forward unless set.
     pub fn direction(mut self, direction: Direction) -> Self {
         self.direction = direction;
@@ -249,11 +333,13 @@ impl StackBuilder {
                 let layer = LayerSpec {
                     input_size,
                     hidden_size: self.hidden_size,
+                    cell: self.cell,
                     direction: self.direction,
+                    merge: self.merge,
                     bias: self.bias,
                     projection_size: self.projection_size,
                 };
-                input_size = layer.num_directions().saturating_mul(layer.h_size());
+                input_size = layer.num_outputs().saturating_mul(layer.h_size());
                 layer
             })
             .collect();
@@ -264,6 +350,8 @@ impl StackBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::Activation;
+    use crate::cell::{GruCell, LstmActivations, LstmCell};
     use crate::ErrorKind;
 
     #[test]
@@ -277,6 +365,19 @@ mod tests {
     }
 
     #[test]
+    fn cells_decide_gates_states_and_widths() {
+        let gru = LstmSpec::stack(12, 32, 2).cell(CellSpec::Gru(GruCell::default()));
+        let spec = gru.direction(Direction::Bidirectional).merge(Merge::Sum).build().unwrap();
+        assert_eq!(spec.layers()[1].input_size, 32);
+        assert_eq!((spec.output_size(), spec.state_sizes()), (32, (4 * 32, 0)));
+        let per_direction = |input: usize| 96 * (input + 32) + 2 * 96;
+        assert_eq!(spec.num_parameters(), 2 * (per_direction(12) + per_direction(32)));
+        let all = LstmCell { peepholes: true, layer_norm: true, projection_bias: true, ..LstmCell::default() };
+        let spec = LstmSpec::stack(3, 8, 1).cell(CellSpec::Lstm(all)).projection(2).build().unwrap();
+        assert_eq!(spec.num_parameters(), 32 * (3 + 2) + 64 + 2 * 9 + 24 + 32);
+    }
+
+    #[test]
     fn invalid_specs_name_the_offender() {
         let bad = |s: StackBuilder| s.build().unwrap_err();
         for (error, needle) in [
@@ -285,6 +386,24 @@ mod tests {
             (bad(LstmSpec::stack(4, 4, 0)), "num_layers: expected at least 1, found 0"),
             (bad(LstmSpec::stack(4, 4, 1).projection(4)), "expected less than hidden_size 4, found 4"),
             (bad(LstmSpec::stack(usize::MAX, 4, 1)), "layer 0: input_size"),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::InvalidSpec);
+            assert!(error.to_string().contains(needle), "{error}");
+        }
+        let lstm = |cell: LstmCell| LstmSpec::stack(4, 8, 1).cell(CellSpec::Lstm(cell));
+        let gru = LstmSpec::stack(4, 8, 1).cell(CellSpec::Gru(GruCell::default()));
+        let mut differing = LstmCell::default();
+        differing.activations[1].g = Activation::Relu;
+        let mut infinite = LstmCell::default();
+        infinite.activations = [LstmActivations { h: Activation::Elu { alpha: f32::INFINITY }, ..infinite.activations[0] }; 2];
+        for (error, needle) in [
+            (bad(gru.projection(3)), "layer 0: projection_size: expected none for a GRU"),
+            (bad(gru.merge(Merge::Sum)), "layer 0: merge: Sum is for two directions, found Forward"),
+            (bad(lstm(LstmCell { projection_bias: true, ..LstmCell::default() })), "expected a projection_size"),
+            (bad(lstm(LstmCell { cell_clip: Some(0.0), ..LstmCell::default() })), "cell_clip: expected a positive"),
+            (bad(lstm(LstmCell { activation_clip: Some(f32::NAN), ..LstmCell::default() })), "found NaN"),
+            (bad(lstm(differing)), "found others in the second"),
+            (bad(lstm(infinite)), "activation h: Elu expects a finite alpha, found inf"),
         ] {
             assert_eq!(error.kind(), ErrorKind::InvalidSpec);
             assert!(error.to_string().contains(needle), "{error}");

@@ -89,6 +89,7 @@ pub fn unpack_layer(layout: &LayerLayout, packed: &PackedLayer, bias: bool) -> V
                         .map(|(j, p)| packed.weights_hr[at.weight_hr(j, p)])
                         .collect()
                 }),
+                ..CellWeights::default()
             }
         })
         .collect()

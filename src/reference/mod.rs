@@ -337,7 +337,7 @@ mod tests {
             weight_hh: vec![0.5, 0.25, -0.5, -0.25],
             bias_ih: Some(vec![0.0, 0.5, 0.0, 0.0]),
             bias_hh: Some(vec![0.0, 0.0, 0.0, -1.0]),
-            weight_hr: None,
+            ..CellWeights::default()
         };
         let weights = LstmWeights::new(spec, vec![cell]).unwrap();
         let (x, h, c) = (0.5f64, 0.25f64, -0.75f64);

@@ -1,7 +1,7 @@
 //! Stage 1, read: foreign tensors → canonical weights.
 //!
 //! In:  slices, or a safetensors file with PyTorch's names ([`safetensors`]).
-//! Out: [`LstmWeights`]: f32, gate rows in the order i f g o, checked against the spec and for finiteness.
+//! Out: [`LstmWeights`]: f32, gate rows in the order i f g o or r z n, checked against the spec and for finiteness.
 //! Afterwards no code asks about names or gate order again.
 //! Not here: the layout of any device (`pack`, `cpu`).
 
@@ -11,19 +11,26 @@ use crate::spec::{LayerSpec, LstmSpec};
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 
-/// The weights of one layer in one direction, in PyTorch's shapes, gate rows in the order i f g o.
-#[derive(Debug, Clone, PartialEq)]
+/// The weights of one layer in one direction, in PyTorch's shapes. G gates: 4 of an LSTM in the order i f g o, 3 of a
+/// GRU in the order r z n, 1 of an RNN.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct CellWeights {
-    /// [4H, I]
+    /// [G·H, I]
     pub weight_ih: Vec<f32>,
-    /// [4H, H], or [4H, P] with projection.
+    /// [G·H, H], or [G·H, P] with projection.
     pub weight_hh: Vec<f32>,
-    /// `[4H]`; present exactly if the layer has biases.
+    /// `[G·H]`; present exactly if the layer has biases.
     pub bias_ih: Option<Vec<f32>>,
-    /// `[4H]`; present exactly if the layer has biases.
+    /// `[G·H]`; present exactly if the layer has biases.
     pub bias_hh: Option<Vec<f32>>,
     /// [P, H]; present exactly if the layer has a projection.
     pub weight_hr: Option<Vec<f32>>,
+    /// `[P]`; present exactly if the projection has a bias.
+    pub bias_hr: Option<Vec<f32>>,
+    /// [3, H] in the order i f o; present exactly if the cell has peepholes.
+    pub weight_peephole: Option<Vec<f32>>,
+    /// [4, H] in the order i f g o, the scales; present exactly if the gates are layer-normalised.
+    pub weight_norm: Option<Vec<f32>>,
 }
 
 /// A model: its spec and the weights of every cell.
@@ -67,13 +74,18 @@ impl LstmWeights {
                 let bound = 1.0 / (layer.hidden_size as f32).sqrt();
                 let mut draw =
                     |n: usize| -> Vec<f32> { (0..n).map(|_| bound * (2.0 * uniform(&mut state) - 1.0)).collect() };
-                let gates = 4 * layer.hidden_size;
+                let gates = layer.gate_rows();
+                let lstm = layer.cell.lstm().copied().unwrap_or_default();
                 CellWeights {
                     weight_ih: draw(gates * layer.input_size),
                     weight_hh: draw(gates * layer.h_size()),
                     bias_ih: layer.bias.then(|| draw(gates)),
                     bias_hh: layer.bias.then(|| draw(gates)),
                     weight_hr: layer.projection_size.map(|p| draw(p * layer.hidden_size)),
+                    bias_hr: lstm.projection_bias.then(|| draw(layer.h_size())),
+                    weight_peephole: lstm.peepholes.then(|| draw(3 * layer.hidden_size)),
+                    // As layers are initialised that normalise.
+                    weight_norm: lstm.layer_norm.then(|| vec![1.0; gates]),
                 }
             })
             .collect();
@@ -92,15 +104,19 @@ impl LstmWeights {
 }
 
 /// PyTorch's name, expected shape (`None` if the tensor must be absent) and content of each tensor of a cell.
-fn tensors<'a>(layer: &LayerSpec, cell: &'a CellWeights) -> [(&'static str, Shape, Option<&'a [f32]>); 5] {
-    let gates = 4 * layer.hidden_size;
+fn tensors<'a>(layer: &LayerSpec, cell: &'a CellWeights) -> [(&'static str, Shape, Option<&'a [f32]>); 8] {
+    let gates = layer.gate_rows();
     let bias = layer.bias.then(|| vec![gates]);
+    let lstm = layer.cell.lstm().copied().unwrap_or_default();
     [
         ("weight_ih", Some(vec![gates, layer.input_size]), Some(&cell.weight_ih)),
         ("weight_hh", Some(vec![gates, layer.h_size()]), Some(&cell.weight_hh)),
         ("bias_ih", bias.clone(), cell.bias_ih.as_deref()),
         ("bias_hh", bias, cell.bias_hh.as_deref()),
         ("weight_hr", layer.projection_size.map(|p| vec![p, layer.hidden_size]), cell.weight_hr.as_deref()),
+        ("bias_hr", lstm.projection_bias.then(|| vec![layer.h_size()]), cell.bias_hr.as_deref()),
+        ("weight_peephole", lstm.peepholes.then(|| vec![3, layer.hidden_size]), cell.weight_peephole.as_deref()),
+        ("weight_norm", lstm.layer_norm.then(|| vec![4, layer.hidden_size]), cell.weight_norm.as_deref()),
     ]
 }
 
@@ -154,6 +170,10 @@ mod tests {
         assert_eq!(broken(|c| c.weight_hr = None), "weight_hr_l1_reverse: expected shape [2, 4], found none");
         assert!(broken(|c| c.weight_ih[5] = f32::NAN).contains("found NaN at element 5"));
         assert!(broken(|c| c.bias_hh = None).starts_with("bias_hh_l1_reverse"));
+        assert_eq!(
+            broken(|c| c.weight_peephole = Some(vec![0.0; 12])),
+            "weight_peephole_l1_reverse: expected none by the spec, found a tensor"
+        );
         let error = LstmWeights::new(spec.clone(), good.cells()[..3].to_vec()).unwrap_err().to_string();
         assert_eq!(error, "cells: expected one per layer and direction = 4, found 3");
     }

@@ -319,6 +319,7 @@ fn assemble(tensors: &Tensors<'_>) -> Result<LstmWeights> {
                 bias_ih: bias.then(|| get(Kind::BiasIh)).transpose()?,
                 bias_hh: bias.then(|| get(Kind::BiasHh)).transpose()?,
                 weight_hr: projection.then(|| get(Kind::WeightHr)).transpose()?,
+                ..CellWeights::default()
             });
         }
     }
@@ -391,11 +392,10 @@ fn infer_layer(
         (if hh[0].is_multiple_of(4) { hh[0] / 4 } else { hh[1] }, None)
     };
     let spec = LayerSpec {
-        input_size: before.map_or(ih[1], LayerSpec::output_size),
-        hidden_size,
         direction: if reverse { Direction::Bidirectional } else { Direction::Forward },
         bias,
         projection_size,
+        ..LayerSpec::new(before.map_or(ih[1], LayerSpec::output_size), hidden_size)
     };
     let gates = hidden_size.saturating_mul(4);
     let input = if before.is_some() { "output size of the layer before" } else { "input_size" };

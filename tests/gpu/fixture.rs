@@ -180,11 +180,10 @@ pub fn parity_cases() -> Vec<Case> {
     }
     // Layers that differ in size, direction and projection.
     let layer = |input_size, hidden_size, direction, projection_size, bias| LayerSpec {
-        input_size,
-        hidden_size,
         direction,
         bias,
         projection_size,
+        ..LayerSpec::new(input_size, hidden_size)
     };
     let mixed = LstmSpec::new(vec![
         layer(6, 20, Direction::Forward, None, true),

@@ -144,11 +144,10 @@ fn specs() -> impl Strategy<Value = LstmSpec> {
         let mut width = input_size;
         let chained = layers.into_iter().map(|(hidden_size, direction, bias, projection)| {
             let layer = LayerSpec {
-                input_size: width,
-                hidden_size,
                 direction: [Direction::Forward, Direction::Reverse, Direction::Bidirectional][direction],
                 bias,
                 projection_size: Some(projection).filter(|p| (1..hidden_size).contains(p)),
+                ..LayerSpec::new(width, hidden_size)
             };
             width = layer.output_size();
             layer

@@ -118,11 +118,9 @@ fn specs() -> impl Strategy<Value = LstmSpec> {
                 .into_iter()
                 .map(|(direction, projection_size)| {
                     let layer = wgpu_lstm::LayerSpec {
-                        input_size,
-                        hidden_size: hidden,
                         direction,
-                        bias: true,
                         projection_size: projection_size.filter(|&p| p < hidden),
+                        ..wgpu_lstm::LayerSpec::new(input_size, hidden)
                     };
                     input_size = layer.output_size();
                     layer

@@ -252,7 +252,7 @@ fn zero_weights_halve_c() {
         weight_hh: zeros(36 * 9),
         bias_ih: Some(zeros(36)),
         bias_hh: Some(zeros(36)),
-        weight_hr: None,
+        ..CellWeights::default()
     };
     case.weights = LstmWeights::new(spec, vec![cell]).unwrap();
     let found = run(&case);

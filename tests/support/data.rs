@@ -79,5 +79,5 @@ fn distinct_cell(layer: &LayerSpec, scale: f32, rng: &mut Rng) -> CellWeights {
         let bound = 1.5 * scale / (hidden_size as f32).sqrt();
         (0..p * hidden_size).map(|_| rng.symmetric(bound)).collect()
     });
-    CellWeights { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr }
+    CellWeights { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, ..CellWeights::default() }
 }
