@@ -49,9 +49,12 @@ pub struct LstmCell {
     pub peepholes: bool,
     /// f = 1 − i after activation; weights, bias and peephole of f are present and not used. ONNX's `input_forget`.
     pub coupled_input_forget: bool,
-    /// Clamps what every activation is applied to, and c where it enters h, to ±this. The stored c is not clamped.
-    /// ONNX's `clip`.
+    /// Clamps what every activation is applied to, and so also c where it enters h, to ±this. The stored c is not
+    /// clamped. ONNX's `clip`.
     pub activation_clip: Option<f32>,
+    /// Whether `activation_clip` also clamps c where it enters h; true unless set. ONNX's text says so, onnxruntime
+    /// does not do it.
+    pub clip_output_activation: bool,
     /// Clamps the stored c to ±this. The clip of TensorFlow, NNAPI and cuDNN.
     pub cell_clip: Option<f32>,
     /// Each gate's sum, peephole included, is normalised over the H units to mean 0 and variance 1, scaled by a
@@ -70,6 +73,7 @@ impl Default for LstmCell {
             peepholes: false,
             coupled_input_forget: false,
             activation_clip: None,
+            clip_output_activation: true,
             cell_clip: None,
             layer_norm: false,
             projection_bias: false,
