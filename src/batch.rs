@@ -36,7 +36,7 @@ impl Layout {
 pub enum SequenceOutput {
     /// None; the final states may still be asked for.
     None,
-    /// The row at each sequence's last valid timestep, [B, D·H]; zero for a sequence of length 0.
+    /// The row of the output at each sequence's last valid timestep, [B, D·H]; zero for a sequence of length 0.
     Last,
     /// All, [T, B, D·H] or [B, T, D·H]; rows at or past a sequence's length are zero.
     #[default]
@@ -251,6 +251,13 @@ impl<'a> SequenceBatch<'a> {
                 self.layout.shape(self.seq_len, self.batch_size, self.input_size)
             );
         }
+        if self.outputs.cells && spec.last_layer().c_size() == 0 {
+            bail!(
+                InvalidInput,
+                "outputs.cells: expected a last layer with a cell state, found a {}",
+                spec.last_layer().cell.name()
+            );
+        }
         let (h_size, c_size) = spec.state_sizes();
         for (name, state, size) in [("h_0", self.h_0, h_size), ("c_0", self.c_0, c_size)] {
             let expected = size * self.batch_size;
@@ -292,15 +299,17 @@ impl<'a> SequenceBatch<'a> {
 /// What a run returned. Arrays are dense and row-major, slowest axis first.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BatchOutput {
-    /// All hidden states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H].
+    /// All hidden states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H]; [.., H] if the two
+    /// directions are summed.
     pub output: Option<Vec<f32>>,
     /// The hidden states at each sequence's last valid timestep, [B, D·H].
     pub last: Option<Vec<f32>>,
     /// Final hidden states, [L·D, B, H or P]; the state after each sequence's last valid step.
     pub h_n: Option<Vec<f32>>,
-    /// Final cell states, [L·D, B, H].
+    /// Final cell states, [L·D, B, H]; of layers that have one.
     pub c_n: Option<Vec<f32>>,
-    /// All cell states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H].
+    /// All cell states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H], side by side also where the
+    /// outputs are summed.
     pub cells: Option<Vec<f32>>,
 }
 

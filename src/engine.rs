@@ -93,6 +93,10 @@ impl Engine {
     /// [`DeviceLimit`](ErrorKind::DeviceLimit) if a weight matrix is larger than a binding of the device;
     /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
     pub async fn load(&self, weights: &LstmWeights) -> Result<Lstm> {
+        let is_plain = |l: &crate::spec::LayerSpec| l.cell == Default::default() && l.merge == Default::default();
+        if !matches!(self.inner.device, Device::Reference) && !weights.spec().layers().iter().all(is_plain) {
+            bail!(Unsupported, "cells other than the plain LSTM run on the reference only");
+        }
         let model = match &self.inner.device {
             #[cfg(feature = "gpu")]
             Device::Gpu(context) => Model::Gpu(GpuLstm::load(context, weights).await?),
@@ -363,7 +367,7 @@ fn empty_output(spec: &LstmSpec, batch: &SequenceBatch<'_>) -> BatchOutput {
         last: (wanted.sequence == SequenceOutput::Last).then(|| vec![0.0; batch.batch_size() * spec.output_size()]),
         h_n: state(wanted.final_state, batch.initial_h(), h_size),
         c_n: state(wanted.final_state, batch.initial_c(), c_size),
-        cells: wanted.cells.then(|| vec![0.0; rows * last.num_directions() * last.hidden_size]),
+        cells: wanted.cells.then(|| vec![0.0; rows * last.num_directions() * last.c_size()]),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The judge: LSTM from the printed equations, in f32 or f64.
+//! The judge: every cell from the printed equations, in f32 or f64.
 //!
 //! In:  [`LstmWeights`], f32 as rounded for the device, and a [`SequenceBatch`].
 //! Out: [`ReferenceOutput`], in the shapes of [`BatchOutput`]; or the results of chosen sequences,
@@ -6,6 +6,7 @@
 //! Afterwards a difference from these numbers is a question about the other side. NaN and infinity propagate.
 //! Not here: speed; `cpu` is the backend for machines without a GPU and shares no code with this folder.
 
+mod activation;
 mod cell;
 
 use std::fmt::Debug;
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
 use crate::error::{Result, bail};
-use crate::spec::{LayerSpec, LstmSpec};
-use crate::weights::{CellWeights, LstmWeights};
+use crate::spec::{LstmSpec, Merge};
+use crate::weights::LstmWeights;
 use cell::Cell;
 
 mod sealed {
@@ -50,6 +51,14 @@ pub trait Real:
     fn to_f64(self) -> f64;
     /// e^self
     fn exp(self) -> Self;
+    /// e^self − 1
+    fn exp_m1(self) -> Self;
+    /// ln(1 + self)
+    fn ln_1p(self) -> Self;
+    /// The square root.
+    fn sqrt(self) -> Self;
+    /// The magnitude.
+    fn abs(self) -> Self;
     /// The hyperbolic tangent.
     fn tanh(self) -> Self;
 }
@@ -68,6 +77,18 @@ macro_rules! real {
             fn exp(self) -> Self {
                 $t::exp(self)
             }
+            fn exp_m1(self) -> Self {
+                $t::exp_m1(self)
+            }
+            fn ln_1p(self) -> Self {
+                $t::ln_1p(self)
+            }
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
+            }
+            fn abs(self) -> Self {
+                $t::abs(self)
+            }
             fn tanh(self) -> Self {
                 $t::tanh(self)
             }
@@ -80,7 +101,7 @@ real!(f64);
 /// What a reference run returned; the fields are those of [`BatchOutput`] in the arithmetic of the run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceOutput<R> {
-    /// All hidden states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H].
+    /// All hidden states of the last layer in the batch's layout, [T, B, D·H] or [B, T, D·H]; [.., H] if summed.
     pub output: Option<Vec<R>>,
     /// The hidden states at each sequence's last valid timestep, [B, D·H]; zero for a sequence of length 0.
     pub last: Option<Vec<R>>,
@@ -200,13 +221,17 @@ fn run_sequence<R: Real>(weights: &LstmWeights, batch: &SequenceBatch<'_>, b: us
     let mut result = SequenceResult { sequence: b, output: vec![], cells: vec![], h_n: vec![], c_n: vec![] };
     for layer in spec.layers() {
         let mut layer_output = vec![R::ZERO; length * layer.output_size()];
-        let mut layer_cells = vec![R::ZERO; length * layer.num_directions() * layer.hidden_size];
+        let mut layer_cells = vec![R::ZERO; length * layer.num_directions() * layer.c_size()];
         for (d, &reverse) in layer.direction.is_reverse().iter().enumerate() {
             let cell = cells.next().expect("LstmWeights::new: one cell per layer and direction");
             let mut h = h_0.next(layer.h_size());
-            let mut c = c_0.next(layer.hidden_size);
-            run_direction(layer, cell, reverse, &rows, [&mut h, &mut c], |t, h, c| {
-                put(&mut layer_output, layer.num_directions() * t + d, h);
+            let mut c = c_0.next(layer.c_size());
+            let cell = Cell::new(layer, cell, d);
+            run_direction(cell, layer.input_size, reverse, &rows, [&mut h, &mut c], |t, h, c| {
+                match layer.merge {
+                    Merge::Concat => put(&mut layer_output, layer.num_directions() * t + d, h),
+                    Merge::Sum => layer_output[t * h.len()..].iter_mut().zip(h).for_each(|(sum, h)| *sum += *h),
+                }
                 put(&mut layer_cells, layer.num_directions() * t + d, c);
             });
             result.h_n.extend(h);
@@ -221,18 +246,17 @@ fn run_sequence<R: Real>(weights: &LstmWeights, batch: &SequenceBatch<'_>, b: us
 
 /// One direction of one layer: `each(t, h, c)` is called with the state after each timestep.
 fn run_direction<R: Real>(
-    layer: &LayerSpec,
-    weights: &CellWeights,
+    mut cell: Cell<'_, R>,
+    input_size: usize,
     reverse: bool,
     rows: &[R],
     [h, c]: [&mut [R]; 2],
     mut each: impl FnMut(usize, &[R], &[R]),
 ) {
-    let mut cell = Cell::new(layer, weights);
-    let length = rows.len() / layer.input_size;
+    let length = rows.len() / input_size;
     for s in 0..length {
         let t = if reverse { length - 1 - s } else { s };
-        cell.step(&rows[t * layer.input_size..][..layer.input_size], h, c);
+        cell.step(&rows[t * input_size..][..input_size], h, c);
         each(t, h, c);
     }
 }
@@ -267,9 +291,9 @@ impl Blocks<'_> {
 fn assemble<R: Real>(spec: &LstmSpec, batch: &SequenceBatch<'_>, results: &[SequenceResult<R>]) -> ReferenceOutput<R> {
     let Outputs { sequence, final_state, cells } = batch.requested();
     let h_widths = || spec.cells().map(|(_, layer, _)| layer.h_size());
-    let c_widths = || spec.cells().map(|(_, layer, _)| layer.hidden_size);
+    let c_widths = || spec.cells().map(|(_, layer, _)| layer.c_size());
     let output_size = spec.output_size();
-    let cells_size = spec.last_layer().num_directions() * spec.last_layer().hidden_size;
+    let cells_size = spec.last_layer().num_directions() * spec.last_layer().c_size();
     ReferenceOutput {
         output: (sequence == SequenceOutput::All).then(|| padded(batch, output_size, results, |r| &r.output)),
         last: (sequence == SequenceOutput::Last).then(|| last_rows(output_size, results)),
@@ -327,6 +351,7 @@ fn states<R: Real>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::CellWeights;
 
     /// One unit, one input, weights 1 and biases 0, by hand.
     #[test]
