@@ -94,8 +94,9 @@ impl Engine {
     /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
     pub async fn load(&self, weights: &LstmWeights) -> Result<Lstm> {
         let is_plain = |l: &crate::spec::LayerSpec| l.cell == Default::default() && l.merge == Default::default();
-        if !matches!(self.inner.device, Device::Reference) && !weights.spec().layers().iter().all(is_plain) {
-            bail!(Unsupported, "cells other than the plain LSTM run on the reference only");
+        #[cfg(feature = "gpu")]
+        if matches!(self.inner.device, Device::Gpu(_)) && !weights.spec().layers().iter().all(is_plain) {
+            bail!(Unsupported, "cells other than the plain LSTM do not run on a GPU yet");
         }
         let model = match &self.inner.device {
             #[cfg(feature = "gpu")]

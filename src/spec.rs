@@ -46,6 +46,16 @@ impl Direction {
     }
 }
 
+impl Merge {
+    /// How many times the width of one direction's output the merged one of `num_directions` has.
+    pub fn num_outputs(self, num_directions: usize) -> usize {
+        match self {
+            Merge::Concat => num_directions,
+            Merge::Sum => 1,
+        }
+    }
+}
+
 /// One layer.
 ///
 /// ```
@@ -103,10 +113,7 @@ impl LayerSpec {
 
     /// How many times the width of `h` a row of the output has: D, or 1 if the directions are summed.
     pub fn num_outputs(&self) -> usize {
-        match self.merge {
-            Merge::Concat => self.num_directions(),
-            Merge::Sum => 1,
-        }
+        self.merge.num_outputs(self.num_directions())
     }
 
     /// The rows of weights and biases: 4·H for an LSTM, 3·H for a GRU, H for an RNN.

@@ -1,53 +1,53 @@
-//! The elementwise half of a timestep: sums, sigmoid, tanh, and the cell equations, for rows of gates.
+//! Activation functions over slices.
 //!
-//! In:  `x_gates` and `h_gates` [rows, 4H], `bias` `[4H]`, `c` [rows, H].
-//! Out: `c` and `h` [rows, H] one step later; `x_gates` is used up.
-//! The loops are plain, without fused multiply-add or reassociation; [`pulp::Arch`] compiles them for the widest
-//! vectors that the processor has, and the bits are the same on all of them. NaN propagates.
+//! In:  values, and the function with its clip.
+//! Out: the same places, the function applied.
+//! The loops are plain, without fused multiply-add or reassociation, so that whatever vectors they are compiled for
+//! (`cell.rs`), the bits are the same. NaN propagates.
 //! Accuracy: docs/numerics.md, "activations".
 
-use pulp::Arch;
+use crate::activation::Activation;
 
-/// gate = (x·W_ih + bias) + h·W_hh; c = σ(f)·c + σ(i)·tanh(g); h = σ(o)·tanh(c), for every row.
-pub(super) fn advance(arch: Arch, x_gates: &mut [f32], h_gates: &[f32], bias: &[f32], c: &mut [f32], h: &mut [f32]) {
-    let gates = bias.len();
-    let hidden_size = gates / 4;
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            let rows = x_gates.chunks_exact_mut(gates).zip(h_gates.chunks_exact(gates));
-            let states = c.chunks_exact_mut(hidden_size).zip(h.chunks_exact_mut(hidden_size));
-            for ((x_gates, h_gates), (c, h)) in rows.zip(states) {
-                advance_row(x_gates, h_gates, bias, c, h);
-            }
-        },
-    );
+/// An activation with the clip before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Clipped {
+    pub(super) function: Activation,
+    pub(super) clip: Option<f32>,
 }
 
-#[inline(always)]
-fn advance_row(x_gates: &mut [f32], h_gates: &[f32], bias: &[f32], c: &mut [f32], h: &mut [f32]) {
-    let hidden_size = c.len();
-    activate(&mut x_gates[..2 * hidden_size], &h_gates[..2 * hidden_size], &bias[..2 * hidden_size], sigmoid);
-    let (g, o) = (2 * hidden_size..3 * hidden_size, 3 * hidden_size..4 * hidden_size);
-    activate(&mut x_gates[g.clone()], &h_gates[g.clone()], &bias[g], tanh);
-    activate(&mut x_gates[o.clone()], &h_gates[o.clone()], &bias[o], sigmoid);
-
-    let (i, rest) = x_gates.split_at(hidden_size);
-    let (f, rest) = rest.split_at(hidden_size);
-    let (g, o) = rest.split_at(hidden_size);
-    for ((c, i), (f, g)) in c.iter_mut().zip(i).zip(f.iter().zip(g)) {
-        *c = f * *c + i * g;
-    }
-    for ((h, o), c) in h.iter_mut().zip(o).zip(&*c) {
-        *h = o * tanh(*c);
+impl Clipped {
+    /// Replaces each value v by f(v), or f(v clamped).
+    #[inline(always)]
+    pub(super) fn apply(self, values: &mut [f32]) {
+        if let Some(limit) = self.clip {
+            each(values, |x| clamp(x, -limit, limit));
+        }
+        match self.function {
+            Activation::Sigmoid => each(values, sigmoid),
+            Activation::Tanh => each(values, tanh),
+            Activation::Relu => each(values, |x| if x < 0.0 { 0.0 } else { x }),
+            Activation::Affine { alpha, beta } => each(values, |x| alpha * x + beta),
+            Activation::LeakyRelu { alpha } => each(values, |x| if x < 0.0 { alpha * x } else { x }),
+            Activation::ThresholdedRelu { alpha } => each(values, |x| if x < alpha { 0.0 } else { x }),
+            Activation::ScaledTanh { alpha, beta } => each(values, |x| alpha * tanh(beta * x)),
+            Activation::HardSigmoid { alpha, beta } => each(values, |x| clamp(alpha * x + beta, 0.0, 1.0)),
+            Activation::Elu { alpha } => each(values, |x| elu(alpha, x)),
+            Activation::Softsign => each(values, |x| x / (1.0 + x.abs())),
+            Activation::Softplus => each(values, softplus),
+        }
     }
 }
 
 #[inline(always)]
-fn activate(x_gates: &mut [f32], h_gates: &[f32], bias: &[f32], activation: impl Fn(f32) -> f32) {
-    for ((x, h), b) in x_gates.iter_mut().zip(h_gates).zip(bias) {
-        *x = activation((*x + b) + h);
-    }
+fn each(values: &mut [f32], f: impl Fn(f32) -> f32) {
+    values.iter_mut().for_each(|v| *v = f(*v));
+}
+
+/// x within `low` and `high`. Comparisons that are false for NaN let it pass; f32::max would drop it.
+#[inline(always)]
+pub(super) fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
 }
 
 /// e^x = s·(1 + p): s = 2^n with n = round(x / ln 2), and p = e^r − 1 for the rest r, |r| ≤ ln 2 / 2.
@@ -72,7 +72,7 @@ fn exp_parts(x: f32) -> (f32, f32) {
 
 /// 1 / (1 + e^−x), from e^−|x| so that nothing overflows; exactly 0 below −87 and 1 above 17.
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
     let a = -x.abs();
     // Comparisons that are false for NaN let it pass; f32::max would drop it.
@@ -83,13 +83,36 @@ fn sigmoid(x: f32) -> f32 {
 
 /// tanh x = m / (m + 2) with m = e^2|x| − 1, whose small values keep their relative accuracy; ±1 from 10 on.
 #[inline(always)]
-fn tanh(x: f32) -> f32 {
+pub(super) fn tanh(x: f32) -> f32 {
     const HIGHEST: f32 = 10.0;
     let a = x.abs();
     let a = if a > HIGHEST { HIGHEST } else { a };
     let (s, p) = exp_parts(2.0 * a);
     let m = (s - 1.0) + s * p;
     (m / (m + 2.0)).copysign(x)
+}
+
+/// x, or alpha·(e^x − 1) below 0.
+#[inline(always)]
+fn elu(alpha: f32, x: f32) -> f32 {
+    let (s, p) = exp_parts(clamp(x, -87.0, 0.0));
+    if x < 0.0 { alpha * ((s - 1.0) + s * p) } else { x }
+}
+
+/// ln(1 + e^x) = max(x, 0) + ln(1 + e), e = e^−|x|, and ln(1 + e) = 2·artanh(a) with a = e / (2 + e) ≤ 1/3: its odd
+/// series up to a^15, whose first omitted term is below 2^-28 of the sum. Exactly 0 below −87, where e leaves the normal
+/// numbers.
+#[inline(always)]
+fn softplus(x: f32) -> f32 {
+    const LOWEST: f32 = -87.0;
+    let a = -x.abs();
+    let (s, p) = exp_parts(if a < LOWEST { LOWEST } else { a });
+    let e = if a < LOWEST { 0.0 } else { s + s * p };
+    let a = e / (2.0 + e);
+    let q = a * a;
+    let odd = [1.0, 1.0 / 3.0, 1.0 / 5.0, 1.0 / 7.0, 1.0 / 9.0, 1.0 / 11.0, 1.0 / 13.0, 1.0 / 15.0];
+    let series = odd.iter().rev().fold(0.0, |sum, c| sum * q + c);
+    (if x < 0.0 { 0.0 } else { x }) + 2.0 * a * series
 }
 
 #[cfg(test)]
@@ -135,27 +158,56 @@ mod tests {
     }
 
     #[test]
-    fn vectors_and_scalars_agree_bit_for_bit() {
-        let hidden_size = 37;
-        let values = |seed: u64, n: usize| -> Vec<f32> {
-            let mut state = seed;
-            (0..n).map(|_| 12.0 * crate::weights::uniform(&mut state) - 6.0).collect()
-        };
-        let (x_gates, h_gates, bias) =
-            (values(1, 12 * hidden_size), values(2, 12 * hidden_size), values(3, 4 * hidden_size));
-        let (c_0, mut h) = (values(4, 3 * hidden_size), vec![f32::NAN; 3 * hidden_size]);
-        let (mut used, mut c) = (x_gates.clone(), c_0.clone());
-        advance(Arch::new(), &mut used, &h_gates, &bias, &mut c, &mut h);
-        for row in 0..3 {
-            for j in 0..hidden_size {
-                let gate = |g: usize| {
-                    let at = row * 4 * hidden_size + g * hidden_size + j;
-                    (x_gates[at] + bias[g * hidden_size + j]) + h_gates[at]
+    fn other_functions_are_within_five_roundings() {
+        for function in [
+            Activation::Relu,
+            Activation::Affine { alpha: 0.7, beta: -0.2 },
+            Activation::LeakyRelu { alpha: 0.1 },
+            Activation::ThresholdedRelu { alpha: 0.3 },
+            Activation::ScaledTanh { alpha: 1.7, beta: 0.6 },
+            Activation::HardSigmoid { alpha: 0.3, beta: 0.4 },
+            Activation::Elu { alpha: 1.3 },
+            Activation::Softsign,
+            Activation::Softplus,
+        ] {
+            for x in sweep() {
+                let mut found = [x];
+                Clipped { function, clip: None }.apply(&mut found);
+                let exact = exact(function, x.into());
+                // Of the terms that are added, where there are two.
+                let (alpha, beta) = function.parameters();
+                let scale = match function {
+                    Activation::Affine { .. } | Activation::HardSigmoid { .. } => {
+                        (f64::from(alpha.unwrap() * x)).abs() + f64::from(beta.unwrap()).abs()
+                    }
+                    _ => exact.abs(),
                 };
-                let at = row * hidden_size + j;
-                let expected = sigmoid(gate(1)) * c_0[at] + sigmoid(gate(0)) * tanh(gate(2));
-                assert_eq!([c[at], h[at]], [expected, sigmoid(gate(3)) * tanh(expected)]);
+                let bound = 5.0 * f64::from(f32::EPSILON) / 2.0 * scale + (-87.0f64).exp();
+                let error = (f64::from(found[0]) - exact).abs();
+                assert!(error <= bound, "{function} of {x:e}: {} instead of {exact}, off by {error:e}", found[0]);
             }
+            let mut nan = [f32::NAN];
+            Clipped { function, clip: Some(1.0) }.apply(&mut nan);
+            assert!(nan[0].is_nan(), "{function}");
+        }
+        let mut clipped = [-5.0, -0.5, 0.5, 5.0];
+        Clipped { function: Activation::Affine { alpha: 2.0, beta: 0.0 }, clip: Some(0.75) }.apply(&mut clipped);
+        assert_eq!(clipped, [-1.5, -1.0, 1.0, 1.5]);
+    }
+
+    fn exact(function: Activation, x: f64) -> f64 {
+        match function {
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Activation::Tanh => x.tanh(),
+            Activation::Relu => x.max(0.0),
+            Activation::Affine { alpha, beta } => f64::from(alpha) * x + f64::from(beta),
+            Activation::LeakyRelu { alpha } => if x < 0.0 { f64::from(alpha) * x } else { x },
+            Activation::ThresholdedRelu { alpha } => if x >= alpha.into() { x } else { 0.0 },
+            Activation::ScaledTanh { alpha, beta } => f64::from(alpha) * (f64::from(beta) * x).tanh(),
+            Activation::HardSigmoid { alpha, beta } => (f64::from(alpha) * x + f64::from(beta)).clamp(0.0, 1.0),
+            Activation::Elu { alpha } => if x < 0.0 { f64::from(alpha) * x.exp_m1() } else { x },
+            Activation::Softsign => x / (1.0 + x.abs()),
+            Activation::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
         }
     }
 }

@@ -9,9 +9,10 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Group;
-use super::activation::advance;
+use super::cell::Elementwise;
 use super::matmul::Transposed;
 use crate::batch::SequenceBatch;
+use crate::cell::CellSpec;
 use crate::spec::LayerSpec;
 use crate::weights::CellWeights;
 
@@ -20,10 +21,14 @@ pub(super) struct Weights {
     layer: LayerSpec,
     reverse: bool,
     weight_ih: Transposed,
+    /// All gates; r and z of a GRU that is not linear before reset.
     weight_hh: Transposed,
-    /// b_ih + b_hh, `[4H]`; zero without biases.
-    bias: Vec<f32>,
+    /// W_hn of a GRU that is not linear before reset.
+    weight_hn: Option<Transposed>,
     weight_hr: Option<Transposed>,
+    /// `[P]`, if the projection has one.
+    bias_hr: Option<Vec<f32>>,
+    elementwise: Elementwise,
 }
 
 /// What to keep besides the final state.
@@ -52,7 +57,7 @@ pub(super) struct DirectionOutput {
     pub(super) cells: Vec<f32>,
     /// [sequences, H or P]
     pub(super) h: Vec<f32>,
-    /// [sequences, H]
+    /// [sequences, H]; empty without a cell state.
     pub(super) c: Vec<f32>,
 }
 
@@ -65,20 +70,27 @@ pub(super) enum Rows<'a> {
 }
 
 impl Weights {
-    pub(super) fn new(layer: &LayerSpec, reverse: bool, cell: &CellWeights) -> Self {
-        let gates = 4 * layer.hidden_size;
-        let bias = match (&cell.bias_ih, &cell.bias_hh) {
-            (Some(ih), Some(hh)) => ih.iter().zip(hh).map(|(ih, hh)| ih + hh).collect(),
-            _ => vec![0.0; gates],
-        };
+    /// Direction `d` of the layer in storage order.
+    pub(super) fn new(layer: &LayerSpec, d: usize, cell: &CellWeights) -> Self {
+        let (gates, hidden_size) = (layer.gate_rows(), layer.hidden_size);
+        let after_reset = matches!(&layer.cell, CellSpec::Gru(cell) if !cell.linear_before_reset);
+        let with_h = if after_reset { 2 * hidden_size } else { gates };
+        let (weight_hh, weight_hn) = cell.weight_hh.split_at(with_h * layer.h_size());
         Self {
             layer: *layer,
-            reverse,
+            reverse: layer.direction.is_reverse()[d],
             weight_ih: Transposed::new(&cell.weight_ih, gates, layer.input_size),
-            weight_hh: Transposed::new(&cell.weight_hh, gates, layer.h_size()),
-            bias,
-            weight_hr: cell.weight_hr.as_ref().map(|w| Transposed::new(w, layer.h_size(), layer.hidden_size)),
+            weight_hh: Transposed::new(weight_hh, with_h, layer.h_size()),
+            weight_hn: after_reset.then(|| Transposed::new(weight_hn, hidden_size, hidden_size)),
+            weight_hr: cell.weight_hr.as_ref().map(|w| Transposed::new(w, layer.h_size(), hidden_size)),
+            bias_hr: cell.bias_hr.clone(),
+            elementwise: Elementwise::new(layer, d, cell),
         }
+    }
+
+    /// Whether a step has a second product, of `hidden`.
+    fn has_inner(&self) -> bool {
+        self.weight_hr.is_some() || self.weight_hn.is_some()
     }
 
     /// Runs all timesteps from the states `h` and `c`.
@@ -91,14 +103,14 @@ impl Weights {
         collect: Collect,
         budget: Budget,
     ) -> DirectionOutput {
-        let gates = self.bias.len();
+        let gates = self.layer.gate_rows();
         let num_rows = group.starts[group.seq_len()];
         let sequences = group.sequences.len();
         let room = |wanted: bool, rows: usize, width: usize| vec![0.0; if wanted { rows * width } else { 0 }];
         let mut result = DirectionOutput {
             output: room(collect.output, num_rows, self.layer.h_size()),
             last: room(collect.last, sequences, self.layer.h_size()),
-            cells: room(collect.cells, num_rows, self.layer.hidden_size),
+            cells: room(collect.cells, num_rows, self.layer.c_size()),
             h,
             c,
         };
@@ -107,7 +119,7 @@ impl Weights {
             arch: Arch::new(),
             threads: budget.threads,
             h_gates: vec![0.0; sequences * gates],
-            hidden: room(self.weight_hr.is_some(), sequences, self.layer.hidden_size),
+            hidden: room(self.has_inner(), sequences, self.layer.hidden_size),
         };
         let mut x_gates = Vec::new();
         let mut gathered = Vec::new();
@@ -125,7 +137,7 @@ impl Weights {
                 let row = group.starts[t];
                 let x_gates = &mut x_gates[(row - first_row) * gates..][..active * gates];
                 step.run(x_gates, &mut result.h, &mut result.c);
-                result.keep(collect, row, active, group.active(t + 1), self.layer.h_size(), self.layer.hidden_size);
+                result.keep(collect, row, active, group.active(t + 1), self.layer.h_size(), self.layer.c_size());
             }
         }
         result
@@ -141,13 +153,13 @@ impl DirectionOutput {
         active: usize,
         active_next: usize,
         h_size: usize,
-        hidden_size: usize,
+        c_size: usize,
     ) {
         if collect.output {
             self.output[row * h_size..][..active * h_size].copy_from_slice(&self.h[..active * h_size]);
         }
         if collect.cells {
-            self.cells[row * hidden_size..][..active * hidden_size].copy_from_slice(&self.c[..active * hidden_size]);
+            self.cells[row * c_size..][..active * c_size].copy_from_slice(&self.c[..active * c_size]);
         }
         if collect.last {
             // Active now but not at the next timestep: this is their last valid one.
@@ -163,7 +175,7 @@ struct Step<'a> {
     arch: Arch,
     threads: usize,
     h_gates: Vec<f32>,
-    /// o·tanh(c) before the projection; empty without one.
+    /// o·h(c) before the projection, or r·h before the product with W_hn; empty without either.
     hidden: Vec<f32>,
 }
 
@@ -171,37 +183,94 @@ impl Step<'_> {
     /// Advances the first rows of `h` and `c`, as many as `x_gates` has; the others are not active.
     fn run(&mut self, x_gates: &mut [f32], h: &mut [f32], c: &mut [f32]) {
         let weights = self.weights;
-        let active = x_gates.len() / weights.bias.len();
-        let h = &mut h[..active * weights.layer.h_size()];
-        let c = &mut c[..active * weights.layer.hidden_size];
-        let h_gates = &mut self.h_gates[..x_gates.len()];
+        let layer = &weights.layer;
+        let active = x_gates.len() / layer.gate_rows();
+        let h = &mut h[..active * layer.h_size()];
+        let c = &mut c[..active * layer.c_size()];
+        let mut hidden = std::mem::take(&mut self.hidden);
+        let inner = &mut hidden[..if self.weights.has_inner() { active * layer.hidden_size } else { 0 }];
+        let h_gates = &mut self.h_gates[..active * weights.weight_hh.columns()];
         weights.weight_hh.multiply(h, h_gates, self.threads);
-        match &weights.weight_hr {
-            None => self.advance(x_gates, c, h),
-            Some(weight_hr) => {
-                let mut hidden = std::mem::take(&mut self.hidden);
-                self.advance(x_gates, c, &mut hidden[..active * weights.layer.hidden_size]);
-                weight_hr.multiply(&hidden[..active * weights.layer.hidden_size], h, self.threads);
-                self.hidden = hidden;
+        let split = Split::new(self.threads, active, active * layer.hidden_size);
+        let arch = self.arch;
+        match &weights.elementwise {
+            Elementwise::Plain(cell) => {
+                let out = if weights.weight_hr.is_some() { &mut *inner } else { &mut *h };
+                split.run4(x_gates, h_gates, c, out, |x, h_gates, c, h| cell.advance(arch, x, h_gates, c, h));
+            }
+            Elementwise::Lstm(cell) => {
+                let out = if weights.weight_hr.is_some() { &mut *inner } else { &mut *h };
+                split.run4(x_gates, h_gates, c, out, |x, h_gates, c, h| cell.advance(arch, x, h_gates, c, h));
+            }
+            Elementwise::Gru(cell) => match &weights.weight_hn {
+                None => split.run3(x_gates, h_gates, h, |x, h_gates, h| cell.advance(arch, x, h_gates, h)),
+                Some(weight_hn) => {
+                    split.run4(x_gates, h_gates, h, inner, |x, h_gates, h, r| cell.reset(arch, x, h_gates, h, r));
+                    let n_gates = &mut self.h_gates[..active * layer.hidden_size];
+                    weight_hn.multiply(inner, n_gates, self.threads);
+                    split.run3(x_gates, n_gates, h, |x, n_gates, h| cell.finish(arch, x, n_gates, h));
+                }
+            },
+            Elementwise::Rnn(cell) => {
+                split.run3(x_gates, h_gates, h, |x, h_gates, h| cell.advance(arch, x, h_gates, h));
             }
         }
+        if let Some(weight_hr) = &weights.weight_hr {
+            weight_hr.multiply(inner, h, self.threads);
+            if let Some(bias) = &weights.bias_hr {
+                for row in h.chunks_exact_mut(bias.len()) {
+                    row.iter_mut().zip(bias).for_each(|(h, b)| *h += b);
+                }
+            }
+        }
+        self.hidden = hidden;
+    }
+}
+
+/// How the rows of the elementwise part are dealt to threads.
+#[derive(Clone, Copy)]
+struct Split {
+    rows: usize,
+    /// All of them where there is too little work for a second thread.
+    rows_each: usize,
+}
+
+impl Split {
+    fn new(threads: usize, rows: usize, elements: usize) -> Self {
+        const WORTH_A_THREAD: usize = 8192;
+        let threads = threads.min(rows).min(elements / WORTH_A_THREAD).max(1);
+        Self { rows, rows_each: rows.div_ceil(threads) }
     }
 
-    /// The elementwise part, rows in parallel where there is work for it.
-    fn advance(&self, x_gates: &mut [f32], c: &mut [f32], hidden: &mut [f32]) {
-        const WORTH_A_THREAD: usize = 8192;
-        let (arch, bias, gates) = (self.arch, &self.weights.bias, self.weights.bias.len());
-        let rows = x_gates.len() / gates;
-        let threads = self.threads.min(rows).min(c.len() / WORTH_A_THREAD).max(1);
-        let h_gates = &self.h_gates[..x_gates.len()];
-        if threads == 1 {
-            return advance(arch, x_gates, h_gates, bias, c, hidden);
+    /// The elements of a part of an array with these rows.
+    fn part(self, array: &[f32]) -> usize {
+        array.len() / self.rows * self.rows_each
+    }
+
+    fn run3(self, a: &mut [f32], b: &[f32], c: &mut [f32], f: impl Fn(&mut [f32], &[f32], &mut [f32]) + Sync) {
+        if self.rows_each == self.rows {
+            return f(a, b, c);
         }
-        let rows_each = rows.div_ceil(threads);
-        let hidden_size = gates / 4;
-        let gate_rows = x_gates.par_chunks_mut(rows_each * gates).zip(h_gates.par_chunks(rows_each * gates));
-        let states = c.par_chunks_mut(rows_each * hidden_size).zip(hidden.par_chunks_mut(rows_each * hidden_size));
-        gate_rows.zip(states).for_each(|((x, h), (c, hidden))| advance(arch, x, h, bias, c, hidden));
+        let [a_part, b_part, c_part] = [self.part(a), self.part(b), self.part(c)];
+        let parts = a.par_chunks_mut(a_part).zip(b.par_chunks(b_part)).zip(c.par_chunks_mut(c_part));
+        parts.for_each(|((a, b), c)| f(a, b, c));
+    }
+
+    fn run4(
+        self,
+        a: &mut [f32],
+        b: &[f32],
+        c: &mut [f32],
+        d: &mut [f32],
+        f: impl Fn(&mut [f32], &[f32], &mut [f32], &mut [f32]) + Sync,
+    ) {
+        if self.rows_each == self.rows {
+            return f(a, b, c, d);
+        }
+        let [a_part, b_part, c_part, d_part] = [self.part(a), self.part(b), self.part(c), self.part(d)];
+        let parts = a.par_chunks_mut(a_part).zip(b.par_chunks(b_part));
+        let states = c.par_chunks_mut(c_part).zip(d.par_chunks_mut(d_part));
+        parts.zip(states).for_each(|((a, b), (c, d))| f(a, b, c, d));
     }
 }
 

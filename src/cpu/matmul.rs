@@ -32,6 +32,11 @@ impl Transposed {
         Self { k, n, stride, values }
     }
 
+    /// N.
+    pub(super) fn columns(&self) -> usize {
+        self.n
+    }
+
     /// out [M, N] = rows [M, K] · self [K, N]
     pub(super) fn multiply(&self, rows: &[f32], out: &mut [f32], threads: usize) {
         let m = rows.len() / self.k;

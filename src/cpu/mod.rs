@@ -8,6 +8,7 @@
 //! Not here: one direction of one layer (`direction.rs`), products (`matmul.rs`), activations (`activation.rs`).
 
 mod activation;
+mod cell;
 mod direction;
 mod matmul;
 
@@ -17,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
 use crate::error::Result;
-use crate::spec::{Direction, LstmSpec};
+use crate::spec::{Direction, LstmSpec, Merge};
 use crate::weights::LstmWeights;
 use direction::{Budget, Collect, DirectionOutput, Rows, Weights};
 
@@ -43,8 +44,9 @@ impl CpuLstm {
     }
 
     fn with_chunk_bytes(weights: &LstmWeights, chunk_bytes: usize) -> Self {
-        let cells = weights.spec().cells().zip(weights.cells());
-        let cells = cells.map(|((_, layer, reverse), cell)| Weights::new(layer, reverse, cell)).collect();
+        let layers = weights.spec().layers().iter();
+        let directions = layers.flat_map(|layer| (0..layer.num_directions()).map(move |d| (layer, d)));
+        let cells = directions.zip(weights.cells()).map(|((layer, d), cell)| Weights::new(layer, d, cell)).collect();
         Self { spec: weights.spec().clone(), cells, chunk_bytes }
     }
 
@@ -88,7 +90,7 @@ impl CpuLstm {
             };
             let mut next = || {
                 let weights = cells.next().expect("one cell per layer and direction");
-                (weights, h_0.next(group, layer.h_size()), c_0.next(group, layer.hidden_size))
+                (weights, h_0.next(group, layer.h_size()), c_0.next(group, layer.c_size()))
             };
             let run = |(weights, h, c): (&Weights, _, _), threads| {
                 weights.run(group, &rows, h, c, collect, Budget { threads, ..budget })
@@ -103,7 +105,7 @@ impl CpuLstm {
                 }
             };
             if !is_last {
-                rows = Rows::Packed(side_by_side(layer.h_size(), &mut outputs));
+                rows = Rows::Packed(merged(layer.merge, layer.h_size(), &mut outputs));
             }
             results.extend(outputs);
         }
@@ -116,13 +118,13 @@ impl CpuLstm {
         let layer = self.spec.last_layer();
         let directions = layer.num_directions();
         let last_cells = self.cells.len() - directions..self.cells.len();
-        let padded = |width: usize, of: fn(&DirectionOutput) -> &[f32]| {
-            let mut array = vec![0.0; batch.seq_len() * batch.batch_size() * directions * width];
+        let padded = |merge: Merge, width: usize, of: fn(&DirectionOutput) -> &[f32]| {
+            let mut array = vec![0.0; batch.seq_len() * batch.batch_size() * merge.num_outputs(directions) * width];
             for (group, results) in groups.iter().zip(results) {
                 for (d, result) in results[last_cells.clone()].iter().enumerate() {
                     for (t, s, row) in group.rows(of(result), width) {
                         let to = batch.layout().row(t, group.sequences[s], batch.seq_len(), batch.batch_size());
-                        array[(to * directions + d) * width..][..width].copy_from_slice(row);
+                        put(merge, &mut array, to, directions, d, row);
                     }
                 }
             }
@@ -130,11 +132,11 @@ impl CpuLstm {
         };
         let last = || {
             let width = layer.h_size();
-            let mut array = vec![0.0; batch.batch_size() * directions * width];
+            let mut array = vec![0.0; batch.batch_size() * layer.output_size()];
             for (group, results) in groups.iter().zip(results) {
                 for (d, result) in results[last_cells.clone()].iter().enumerate() {
                     for (&b, row) in group.sequences.iter().zip(result.last.chunks_exact(width)) {
-                        array[(b * directions + d) * width..][..width].copy_from_slice(row);
+                        put(layer.merge, &mut array, b, directions, d, row);
                     }
                 }
             }
@@ -145,7 +147,7 @@ impl CpuLstm {
             let mut start = 0;
             for (cell, width) in widths.into_iter().enumerate() {
                 for (group, results) in groups.iter().zip(results) {
-                    for (&b, row) in group.sequences.iter().zip(of(&results[cell]).chunks_exact(width)) {
+                    for (&b, row) in group.sequences.iter().zip(of(&results[cell]).chunks_exact(width.max(1))) {
                         array[start + b * width..][..width].copy_from_slice(row);
                     }
                 }
@@ -154,13 +156,13 @@ impl CpuLstm {
             array
         };
         let h_widths = || self.spec.cells().map(|(_, layer, _)| layer.h_size()).collect();
-        let c_widths = || self.spec.cells().map(|(_, layer, _)| layer.hidden_size).collect();
+        let c_widths = || self.spec.cells().map(|(_, layer, _)| layer.c_size()).collect();
         BatchOutput {
-            output: (requested.sequence == SequenceOutput::All).then(|| padded(layer.h_size(), |r| &r.output)),
+            output: (requested.sequence == SequenceOutput::All).then(|| padded(layer.merge, layer.h_size(), |r| &r.output)),
             last: (requested.sequence == SequenceOutput::Last).then(last),
             h_n: requested.final_state.then(|| states(h_widths(), |r| &r.h)),
             c_n: requested.final_state.then(|| states(c_widths(), |r| &r.c)),
-            cells: requested.cells.then(|| padded(layer.hidden_size, |r| &r.cells)),
+            cells: requested.cells.then(|| padded(Merge::Concat, layer.c_size(), |r| &r.cells)),
         }
     }
 }
@@ -217,7 +219,7 @@ impl Blocks<'_> {
         if let Some(states) = &mut self.states {
             let (block, rest) = states.split_at(self.batch_size * width);
             *states = rest;
-            for (row, &b) in rows.chunks_exact_mut(width).zip(&group.sequences) {
+            for (row, &b) in rows.chunks_exact_mut(width.max(1)).zip(&group.sequences) {
                 row.copy_from_slice(&block[b * width..][..width]);
             }
         }
@@ -225,16 +227,24 @@ impl Blocks<'_> {
     }
 }
 
-/// Takes the output rows of each direction and puts them side by side.
-fn side_by_side(width: usize, outputs: &mut [DirectionOutput]) -> Vec<f32> {
+/// Writes `row` of direction `d` into row `to` of an array, or adds it where directions are summed.
+fn put(merge: Merge, array: &mut [f32], to: usize, directions: usize, d: usize, row: &[f32]) {
+    match merge {
+        Merge::Concat => array[(to * directions + d) * row.len()..][..row.len()].copy_from_slice(row),
+        Merge::Sum => array[to * row.len()..][..row.len()].iter_mut().zip(row).for_each(|(sum, v)| *sum += v),
+    }
+}
+
+/// Takes the output rows of each direction and merges them.
+fn merged(merge: Merge, width: usize, outputs: &mut [DirectionOutput]) -> Vec<f32> {
     if let [only] = outputs {
         return std::mem::take(&mut only.output);
     }
     let parts: Vec<Vec<f32>> = outputs.iter_mut().map(|o| std::mem::take(&mut o.output)).collect();
-    let mut rows = vec![0.0; parts.iter().map(Vec::len).sum()];
+    let mut rows = vec![0.0; parts[0].len() * merge.num_outputs(parts.len())];
     for (d, part) in parts.iter().enumerate() {
-        for (to, row) in rows.chunks_exact_mut(parts.len() * width).zip(part.chunks_exact(width)) {
-            to[d * width..][..width].copy_from_slice(row);
+        for (to, row) in part.chunks_exact(width).enumerate() {
+            put(merge, &mut rows, to, parts.len(), d, row);
         }
     }
     rows

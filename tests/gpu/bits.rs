@@ -78,7 +78,7 @@ fn about(case: &Case, output: &BatchOutput, chosen: &[usize]) -> BatchOutput {
         output: rows(&output.output),
         cells: rows(&output.cells),
         h_n: states(&output.h_n, LayerSpec::h_size),
-        c_n: states(&output.c_n, |l| l.hidden_size),
+        c_n: states(&output.c_n, LayerSpec::c_size),
         last: None,
     }
 }

@@ -7,7 +7,7 @@ use wgpu_lstm::{
     SequenceBatch, SequenceOutput,
 };
 
-use crate::fixture::{Case, parity_cases};
+use crate::fixture::{Case, parity_cases, variant_cases};
 use crate::support::tolerance::{CPU, one_step, sample_step, whole_run};
 
 fn run(weights: &LstmWeights, batch: &SequenceBatch<'_>) -> wgpu_lstm::Result<BatchOutput> {
@@ -25,6 +25,21 @@ fn check(case: &Case) -> Result<(), String> {
 fn pairs_of_options_and_sizes_agree_with_the_reference() {
     for case in parity_cases() {
         check(&case).unwrap();
+    }
+}
+
+#[test]
+fn every_cell_and_option_agrees_with_the_reference() {
+    for case in variant_cases() {
+        check(&case).unwrap();
+        let longest = case.lengths.iter().max().copied().unwrap();
+        for t in [0, longest / 2, longest - 1] {
+            let sample = sample_step(&case.weights, &case.batch(), t);
+            let batch = sample.batch(case.spec().input_size());
+            let found = run(&case.weights, &batch).unwrap();
+            let judgement = one_step(&case.weights, &batch, CPU);
+            judgement.check(&found).unwrap_or_else(|e| panic!("{}, step {t}: {e}", case.name));
+        }
     }
 }
 

@@ -136,7 +136,7 @@ fn a_permuted_batch_gives_permuted_results() {
             Some(select_state(case.spec(), state.as_ref().unwrap(), 6, &order, width))
         };
         assert_eq!(found.h_n, pick(&whole.h_n, LayerSpec::h_size));
-        assert_eq!(found.c_n, pick(&whole.c_n, |layer| layer.hidden_size));
+        assert_eq!(found.c_n, pick(&whole.c_n, LayerSpec::c_size));
         for (to, &from) in order.iter().enumerate() {
             for (found, whole) in [(&found.output, &whole.output), (&found.cells, &whole.cells)] {
                 let (found, whole) = (found.as_ref().unwrap(), whole.as_ref().unwrap());
@@ -275,7 +275,7 @@ fn length_0_changes_nothing() {
         let c_0 = case.c_0.clone().unwrap_or(vec![0.0; c_size * 6]);
         let of_1 = |state: &[f32], width: fn(&LayerSpec) -> usize| select_state(case.spec(), state, 6, &[1], width);
         assert_eq!(of_1(&found.h_n.unwrap(), LayerSpec::h_size), of_1(&h_0, LayerSpec::h_size));
-        assert_eq!(of_1(&found.c_n.unwrap(), |l| l.hidden_size), of_1(&c_0, |l| l.hidden_size));
+        assert_eq!(of_1(&found.c_n.unwrap(), LayerSpec::c_size), of_1(&c_0, LayerSpec::c_size));
         assert!(rows(&case, &found.output.unwrap(), 1).iter().flatten().all(|v| v.to_bits() == 0));
     }
 }
@@ -357,7 +357,7 @@ fn chosen_sequences_are_those_of_the_whole_run() {
             assert!(all_cells[..LENGTHS[b]].iter().flatten().eq(&result.cells), "{}", case.name);
             let of_b = |s: &Option<Vec<f32>>, width| select_state(case.spec(), s.as_ref().unwrap(), 6, &[b], width);
             assert_eq!(result.h_n, of_b(&whole.h_n, LayerSpec::h_size));
-            assert_eq!(result.c_n, of_b(&whole.c_n, |l| l.hidden_size));
+            assert_eq!(result.c_n, of_b(&whole.c_n, LayerSpec::c_size));
         }
     }
 }

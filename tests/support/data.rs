@@ -1,6 +1,6 @@
 //! Weights and inputs whose parts cannot be mistaken for one another.
 
-use wgpu_lstm::{CellWeights, LayerSpec, LstmSpec, LstmWeights};
+use wgpu_lstm::{CellSpec, CellWeights, LayerSpec, LstmSpec, LstmWeights};
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 #[derive(Debug, Clone)]
@@ -32,10 +32,16 @@ impl Rng {
     }
 }
 
-/// Factors of the gates i f g o.
-const GATES: [f32; 4] = [0.75, 1.0, 1.3, 0.55];
-/// Offsets of the gates' biases; f forgets, so that states contract.
-const BIASES: [f32; 4] = [0.3, -0.5, 0.1, 0.5];
+/// Factors of the gates and offsets of their biases: i f g o, r z n, or one. f and z forget, so that states contract.
+fn gates(cell: &CellSpec) -> &'static [(f32, f32)] {
+    match cell {
+        CellSpec::Lstm(_) => &[(0.75, 0.3), (1.0, -0.5), (1.3, 0.1), (0.55, 0.5)],
+        CellSpec::Gru(_) => &[(1.0, 0.3), (0.75, -0.6), (0.6, 0.1)],
+        CellSpec::Rnn(_) => &[(0.6, 0.1)],
+    }
+}
+/// Factors of the peepholes i f o.
+const PEEPHOLES: [f32; 3] = [0.3, 0.2, 0.45];
 /// Factors of layers, repeated.
 const LAYERS: [f32; 3] = [1.0, 0.7, 1.2];
 const REVERSE: f32 = 0.85;
@@ -57,8 +63,8 @@ pub fn distinct_weights(spec: &LstmSpec, seed: u64) -> LstmWeights {
 fn distinct_cell(layer: &LayerSpec, scale: f32, rng: &mut Rng) -> CellWeights {
     let hidden_size = layer.hidden_size;
     let mut rows = |columns: usize, size: f32| -> Vec<f32> {
-        let mut weight = Vec::with_capacity(4 * hidden_size * columns);
-        for gate in GATES {
+        let mut weight = Vec::with_capacity(layer.gate_rows() * columns);
+        for &(gate, _) in gates(&layer.cell) {
             for j in 0..hidden_size {
                 let row = 0.8 + 0.4 * j as f32 / hidden_size as f32;
                 weight.extend((0..columns).map(|_| rng.symmetric(scale * gate * row * size)));
@@ -70,7 +76,7 @@ fn distinct_cell(layer: &LayerSpec, scale: f32, rng: &mut Rng) -> CellWeights {
     let weight_hh = rows(layer.h_size(), 0.9 / (layer.h_size() as f32).sqrt());
     let mut bias = |offset: f32, size: f32| {
         let mut bias = rows(1, size);
-        bias.iter_mut().enumerate().for_each(|(r, v)| *v += offset * scale * BIASES[r / hidden_size]);
+        bias.iter_mut().enumerate().for_each(|(r, v)| *v += offset * scale * gates(&layer.cell)[r / hidden_size].1);
         bias
     };
     let bias_ih = layer.bias.then(|| bias(1.0, 0.6));
@@ -79,5 +85,17 @@ fn distinct_cell(layer: &LayerSpec, scale: f32, rng: &mut Rng) -> CellWeights {
         let bound = 1.5 * scale / (hidden_size as f32).sqrt();
         (0..p * hidden_size).map(|_| rng.symmetric(bound)).collect()
     });
-    CellWeights { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, ..CellWeights::default() }
+    let lstm = layer.cell.lstm().copied().unwrap_or_default();
+    let bias_hr = lstm.projection_bias.then(|| (0..layer.h_size()).map(|_| 0.2 + rng.symmetric(0.15)).collect());
+    let units = || (0..hidden_size).map(|j| 0.8 + 0.4 * j as f32 / hidden_size as f32);
+    let weight_peephole = lstm.peepholes.then(|| {
+        let parts = PEEPHOLES.into_iter().flat_map(|part| units().map(move |unit| part * unit));
+        parts.map(|size| size * (1.0 + rng.symmetric(0.5))).collect()
+    });
+    // Small, because a sum that is normalised grows.
+    let weight_norm = lstm.layer_norm.then(|| {
+        let parts = gates(&layer.cell).iter().flat_map(|&(gate, _)| units().map(move |unit| 0.25 * gate * unit));
+        parts.map(|size| size * (1.0 + rng.symmetric(0.3))).collect()
+    });
+    CellWeights { weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, bias_hr, weight_peephole, weight_norm }
 }

@@ -5,7 +5,8 @@
 
 use wgpu_lstm::reference::{self, ReferenceOutput};
 use wgpu_lstm::{
-    BatchOutput, CellWeights, LayerSpec, Layout, LstmSpec, LstmWeights, Outputs, SequenceBatch, SequenceOutput,
+    Activation, BatchOutput, CellSpec, CellWeights, GruCell, LayerSpec, Layout, LstmCell, LstmSpec, LstmWeights, Merge,
+    Outputs, SequenceBatch, SequenceOutput,
 };
 
 use super::comparer::{Bound, Report, compare, expect_empty};
@@ -20,15 +21,24 @@ pub struct Arithmetic {
     depth: fn(usize) -> usize,
     /// Absolute error of sigmoid and tanh.
     activation_error: f64,
+    /// Error of Elu, Softsign and Softplus, relative to the larger of 1 and the result.
+    other_error: f64,
+    /// Roundings that a quotient or a square root amounts to: WGSL allows 2.5 ulp.
+    quotient: usize,
 }
 
 /// Sums in segments of 32 in order, then the segments in order, at most two of them short; activations as
 /// `shaders/lib/activation.wgsl` promises.
-pub const GPU: Arithmetic =
-    Arithmetic { depth: |k| (k.min(32) + 1) + (k.div_ceil(32) + 2), activation_error: 10.0 * U };
+pub const GPU: Arithmetic = Arithmetic {
+    depth: |k| (k.min(32) + 1) + (k.div_ceil(32) + 2),
+    activation_error: 10.0 * U,
+    other_error: 16.0 * U,
+    quotient: 5,
+};
 
 /// Sums in any order; activations within 3 ulps of a result that is at most 1.
-pub const CPU: Arithmetic = Arithmetic { depth: |k| k + 1, activation_error: 3.0 * U };
+pub const CPU: Arithmetic =
+    Arithmetic { depth: |k| k + 1, activation_error: 3.0 * U, other_error: 5.0 * U, quotient: 1 };
 
 /// γ_n, the relative error after n roundings (Higham 2002, lemma 3.1).
 fn gamma(roundings: usize) -> f64 {
@@ -56,19 +66,19 @@ impl Judgement {
     pub fn check(&self, found: &BatchOutput) -> Result<Vec<Report>, String> {
         let last = self.spec.last_layer();
         let (t, b) = (("t", self.seq_len), ("b", self.batch_size));
-        let rows = |width| {
+        let rows = {
             let [first, second] = match self.layout {
                 Layout::TimeMajor => [t, b],
                 Layout::BatchMajor => [b, t],
             };
-            vec![first, second, ("direction", last.num_directions()), ("j", width)]
+            move |directions, width| vec![first, second, ("direction", directions), ("j", width)]
         };
-        let last_axes = vec![b, ("direction", last.num_directions()), ("j", last.h_size())];
+        let last_axes = vec![b, ("direction", last.num_outputs()), ("j", last.h_size())];
         let (expected, bounds) = (&self.expected, &self.bounds);
         let mut reports = Vec::new();
         for (what, found, expected, bounds, axes) in [
-            ("output", &found.output, &expected.output, &bounds.output, rows(last.h_size())),
-            ("cells", &found.cells, &expected.cells, &bounds.cells, rows(last.hidden_size)),
+            ("output", &found.output, &expected.output, &bounds.output, rows(last.num_outputs(), last.h_size())),
+            ("cells", &found.cells, &expected.cells, &bounds.cells, rows(last.num_directions(), last.c_size())),
             ("last", &found.last, &expected.last, &bounds.last, last_axes),
         ] {
             if let Some((found, expected, bounds)) = present(what, found, expected, bounds)? {
@@ -77,7 +87,7 @@ impl Judgement {
         }
         for (what, found, expected, bounds, width) in [
             ("h_n", &found.h_n, &expected.h_n, &bounds.h_n, LayerSpec::h_size as fn(&LayerSpec) -> usize),
-            ("c_n", &found.c_n, &expected.c_n, &bounds.c_n, |layer| layer.hidden_size),
+            ("c_n", &found.c_n, &expected.c_n, &bounds.c_n, LayerSpec::c_size),
         ] {
             let Some((found, expected, bounds)) = present(what, found, expected, bounds)? else { continue };
             if found.len() != expected.len() {
@@ -137,9 +147,10 @@ fn compare_or_empty(
 pub fn whole_run(weights: &LstmWeights, batch: &SequenceBatch<'_>, arithmetic: Arithmetic) -> Judgement {
     let expected = reference::run::<f64>(weights, batch).expect("a valid batch");
     let own = reference::run::<f32>(weights, batch).expect("a valid batch");
-    // The largest |c| that can be seen without another run.
-    let c_max = [&expected.c_n, &expected.cells].into_iter().flatten().flatten().fold(1.0f64, |m, c| m.max(c.abs()));
-    let floor = floor(weights.spec().num_layers(), c_max, arithmetic);
+    // The largest state that can be seen without another run; |h| is larger than |c| only with other activations.
+    let states = [&expected.c_n, &expected.cells, &expected.h_n, &expected.output].into_iter().flatten().flatten();
+    let c_max = states.fold(1.0f64, |m, c| m.max(c.abs()));
+    let floor = floor(weights.spec(), c_max, arithmetic);
     let bound = |expected: &Option<Vec<f64>>, own: &Option<Vec<f32>>| -> Option<Vec<f64>> {
         let (expected, own) = (expected.as_ref()?, own.as_ref()?);
         let largest = expected.iter().zip(own).map(|(e, o)| (e - f64::from(*o)).abs()).fold(0.0, f64::max);
@@ -158,9 +169,20 @@ pub fn whole_run(weights: &LstmWeights, batch: &SequenceBatch<'_>, arithmetic: A
 /// What differing activations may add to a whole run. In one step an activation error e moves c by at most
 /// (|c| + 2)·e, and h by 2·e more. With weights of `distinct_weights` a step keeps at most 0.7 of an error, so that
 /// all steps together add 1 / (1 − 0.7) times as much, and a layer passes errors of its input on without enlarging
-/// them in h, and at most doubles them in c: 7 times in all.
-fn floor(num_layers: usize, c_max: f64, arithmetic: Arithmetic) -> f64 {
-    7.0 * num_layers as f64 * (c_max + 4.0) * arithmetic.activation_error
+/// them in h, and at most doubles them in c: 7 times in all, and twice that where two directions are summed. e is that of
+/// the functions of the spec, at results up to the largest state.
+fn floor(spec: &LstmSpec, c_max: f64, arithmetic: Arithmetic) -> f64 {
+    let functions = spec.layers().iter().flat_map(|layer| (0..2).flat_map(|d| layer.cell.activations(d)));
+    let errors = functions.map(|(_, f)| match f {
+        Activation::Sigmoid | Activation::Tanh => arithmetic.activation_error,
+        _ => {
+            let (alpha, beta) = f.parameters();
+            let scale = [alpha, beta].into_iter().flatten().fold(c_max, |m, p| m.max(f64::from(p).abs()));
+            arithmetic.other_error * scale
+        }
+    });
+    let sums = spec.layers().iter().filter(|layer| layer.merge == Merge::Sum).count() as i32;
+    2.0f64.powi(sums) * 7.0 * spec.num_layers() as f64 * (c_max + 4.0) * errors.fold(arithmetic.activation_error, f64::max)
 }
 
 /// Sets the bounds to 0 where nothing may be computed.
@@ -185,7 +207,7 @@ fn judgement(
         }
         for (array, width) in [
             (&mut bounds.h_n, LayerSpec::h_size as fn(&LayerSpec) -> usize),
-            (&mut bounds.c_n, |layer: &LayerSpec| layer.hidden_size),
+            (&mut bounds.c_n, LayerSpec::c_size),
         ] {
             let Some(array) = array else { continue };
             let mut start = 0;
@@ -208,6 +230,8 @@ pub struct StepSample {
     pub c_0: Vec<f32>,
     /// 1, or 0 where the sequence has ended.
     pub lengths: Vec<usize>,
+    /// Whether the last layer has a cell state.
+    pub cells: bool,
 }
 
 impl StepSample {
@@ -217,7 +241,7 @@ impl StepSample {
             .expect("one row per sequence")
             .h_0(&self.h_0)
             .c_0(&self.c_0)
-            .outputs(Outputs { sequence: SequenceOutput::All, final_state: true, cells: true })
+            .outputs(Outputs { sequence: SequenceOutput::All, final_state: true, cells: self.cells })
     }
 }
 
@@ -252,14 +276,14 @@ pub fn sample_step(weights: &LstmWeights, batch: &SequenceBatch<'_>, t: usize) -
             to.extend(from[start..start + batch.batch_size() * width].iter().map(|v| *v as f32));
         };
         take(&mut h_0, h, layer.h_size());
-        take(&mut c_0, c, layer.hidden_size);
+        take(&mut c_0, c, layer.c_size());
     }
     let lengths: Vec<usize> = lengths.iter().map(|&length| usize::from(t < length)).collect();
     let mut x = vec![0.0; lengths.len() * input_size];
     for (b, row) in x.chunks_exact_mut(input_size).enumerate().filter(|(b, _)| lengths[*b] == 1) {
         row.copy_from_slice(batch.input_row(t, b));
     }
-    StepSample { t, x, h_0, c_0, lengths }
+    StepSample { t, x, h_0, c_0, lengths, cells: spec.last_layer().c_size() > 0 }
 }
 
 /// The judgement of a batch of T = 1: every cell takes one step from the given state, and each element has a bound
@@ -282,22 +306,25 @@ pub fn one_step(weights: &LstmWeights, batch: &SequenceBatch<'_>, arithmetic: Ar
         let mut cells = weights.cells().iter();
         let (mut h_start, mut c_start) = (0, 0);
         for (l, layer) in spec.layers().iter().enumerate() {
-            let mut output = Vec::new();
+            let mut output: Vec<Tracked> = Vec::new();
             let mut output_cells = Vec::new();
-            for _ in 0..layer.num_directions() {
+            for d in 0..layer.num_directions() {
                 let cell = cells.next().expect("one cell per layer and direction");
                 let state = |given: Option<&[f32]>, start: usize, width: usize| -> Vec<Tracked> {
                     let values = given.map(|g| &g[start + b * width..][..width]);
                     (0..width).map(|j| Tracked::exact(values.map_or(0.0, |v| v[j]))).collect()
                 };
                 let h = state(batch.initial_h(), h_start, layer.h_size());
-                let c = state(batch.initial_c(), c_start, layer.hidden_size);
-                let (h, c) = step(layer, cell, &x, &h, &c, arithmetic);
+                let c = state(batch.initial_c(), c_start, layer.c_size());
+                let (h, c) = Step { layer, weights: cell, direction: d, arithmetic }.run(&x, &h, &c);
                 put(&mut bounds.h_n, &expected.h_n, h_start + b * layer.h_size(), &h);
-                put(&mut bounds.c_n, &expected.c_n, c_start + b * layer.hidden_size, &c);
+                put(&mut bounds.c_n, &expected.c_n, c_start + b * layer.c_size(), &c);
                 h_start += batch_size * layer.h_size();
-                c_start += batch_size * layer.hidden_size;
-                output.extend(h);
+                c_start += batch_size * layer.c_size();
+                match layer.merge {
+                    Merge::Sum if d > 0 => output.iter_mut().zip(h).for_each(|(sum, h)| *sum = sum.plus(h).rounded(1)),
+                    _ => output.extend(h),
+                }
                 output_cells.extend(c);
             }
             if l + 1 == spec.num_layers() {
@@ -357,44 +384,221 @@ fn dot(w: &[f32], x: &[Tracked], more: usize, arithmetic: Arithmetic) -> Tracked
     sum
 }
 
-/// One timestep of one cell: h and c with their errors.
-fn step(
-    layer: &LayerSpec,
-    weights: &CellWeights,
-    x: &[Tracked],
-    h: &[Tracked],
-    c: &[Tracked],
+/// One cell, for one timestep: the equations once more, each number with its error.
+struct Step<'a> {
+    layer: &'a LayerSpec,
+    weights: &'a CellWeights,
+    direction: usize,
     arithmetic: Arithmetic,
-) -> (Vec<Tracked>, Vec<Tracked>) {
-    let hidden_size = layer.hidden_size;
-    let bias = |bias: &Option<Vec<f32>>, r: usize| Tracked::exact(bias.as_ref().map_or(0.0, |b| b[r]));
-    let gate = |gate: usize, j: usize| {
-        let r = gate * hidden_size + j;
-        // gate = (Σ x·W_ih + bias) + Σ h·W_hh: two roundings after the first sum, one after the second, and the
-        // biases are added to each other before.
-        let from_x = dot(&weights.weight_ih[r * layer.input_size..][..layer.input_size], x, 2, arithmetic);
-        let from_h = dot(&weights.weight_hh[r * layer.h_size()..][..layer.h_size()], h, 1, arithmetic);
-        let bias = bias(&weights.bias_ih, r).rounded(3).plus(bias(&weights.bias_hh, r).rounded(3));
-        from_x.plus(bias).plus(from_h)
-    };
-    // Sigmoid's slope is at most 1/4, that of tanh at most 1.
-    let sigmoid = |z: Tracked| Tracked {
-        value: 1.0 / (1.0 + (-z.value).exp()),
-        error: z.error / 4.0 + arithmetic.activation_error,
-    };
-    let tanh = |z: Tracked| Tracked { value: z.value.tanh(), error: z.error + arithmetic.activation_error };
-    let (mut c_next, mut m) = (Vec::new(), Vec::new());
-    for (j, &c) in c.iter().enumerate() {
-        let (i, f, g, o) = (sigmoid(gate(0, j)), sigmoid(gate(1, j)), tanh(gate(2, j)), sigmoid(gate(3, j)));
-        let c = f.times(c).rounded(2).plus(i.times(g).rounded(2));
-        m.push(o.times(tanh(c)).rounded(1));
-        c_next.push(c);
+}
+
+impl Step<'_> {
+    /// h and c after the step.
+    fn run(&self, x: &[Tracked], h: &[Tracked], c: &[Tracked]) -> (Vec<Tracked>, Vec<Tracked>) {
+        match &self.layer.cell {
+            CellSpec::Lstm(cell) => self.lstm(cell, x, h, c),
+            CellSpec::Gru(cell) => (self.gru(cell, x, h), Vec::new()),
+            CellSpec::Rnn(cell) => {
+                let gates = (0..self.layer.hidden_size).map(|j| self.gate_sum(j, x, h));
+                let f = cell.activations[self.direction];
+                (gates.map(|z| self.activate(f, cell.activation_clip, z)).collect(), Vec::new())
+            }
+        }
     }
-    let h = match &weights.weight_hr {
-        None => m,
-        Some(weight_hr) => weight_hr.chunks_exact(hidden_size).map(|row| dot(row, &m, 0, arithmetic)).collect(),
-    };
-    (h, c_next)
+
+    fn lstm(&self, cell: &LstmCell, x: &[Tracked], h: &[Tracked], c: &[Tracked]) -> (Vec<Tracked>, Vec<Tracked>) {
+        let hidden_size = self.layer.hidden_size;
+        let (functions, clip) = (cell.activations[self.direction], cell.activation_clip);
+        // A gate's sums, with the peephole on `state`, normalised, activated.
+        let gate = |gate: usize, peephole: Option<usize>, state: &[Tracked], f: Activation| -> Vec<Tracked> {
+            let sums = (0..hidden_size).map(|j| {
+                let row = gate * hidden_size + j;
+                let sum = if cell.layer_norm { self.products(row, x, h) } else { self.gate_sum(row, x, h) };
+                match (peephole, &self.weights.weight_peephole) {
+                    (Some(part), Some(p)) => {
+                        let seen = Tracked::exact(p[part * hidden_size + j]).times(state[j]).rounded(2);
+                        sum.rounded(1).plus(seen)
+                    }
+                    _ => sum,
+                }
+            });
+            let mut sums: Vec<Tracked> = sums.collect();
+            if cell.layer_norm {
+                sums = self.normalised(gate, &sums);
+            }
+            sums.into_iter().map(|z| self.activate(f, clip, z)).collect()
+        };
+        let i = gate(0, Some(0), c, functions.f);
+        let f = match cell.coupled_input_forget {
+            true => i.iter().map(|i| Tracked { value: 1.0 - i.value, error: i.error }.rounded(1)).collect(),
+            false => gate(1, Some(1), c, functions.f),
+        };
+        let g = gate(2, None, c, functions.g);
+        let c_next: Vec<Tracked> = (0..hidden_size)
+            .map(|j| {
+                let c = f[j].times(c[j]).rounded(2).plus(i[j].times(g[j]).rounded(2));
+                let limit = cell.cell_clip.map_or(f64::INFINITY, f64::from);
+                Tracked { value: c.value.clamp(-limit, limit), ..c }
+            })
+            .collect();
+        let o = gate(3, Some(2), &c_next, functions.f);
+        let output_clip = clip.filter(|_| cell.clip_output_activation);
+        let seen = c_next.iter().map(|c| self.activate(functions.h, output_clip, *c));
+        let m: Vec<Tracked> = seen.zip(o).map(|(h, o)| o.times(h).rounded(1)).collect();
+        let h = match &self.weights.weight_hr {
+            None => m,
+            Some(weight_hr) => {
+                let rows = weight_hr.chunks_exact(hidden_size).enumerate();
+                rows.map(|(p, row)| match &self.weights.bias_hr {
+                    None => dot(row, &m, 0, self.arithmetic),
+                    Some(bias) => dot(row, &m, 1, self.arithmetic).plus(Tracked::exact(bias[p]).rounded(1)),
+                })
+                .collect()
+            }
+        };
+        (h, c_next)
+    }
+
+    fn gru(&self, cell: &GruCell, x: &[Tracked], h: &[Tracked]) -> Vec<Tracked> {
+        let hidden_size = self.layer.hidden_size;
+        let (functions, clip) = (cell.activations[self.direction], cell.activation_clip);
+        let gate = |row: usize| self.activate(functions.f, clip, self.gate_sum(row, x, h));
+        let r: Vec<Tracked> = (0..hidden_size).map(gate).collect();
+        let reset: Vec<Tracked> = r.iter().zip(h).map(|(r, h)| r.times(*h).rounded(1)).collect();
+        (0..hidden_size)
+            .map(|j| {
+                let row = 2 * hidden_size + j;
+                let sum = if cell.linear_before_reset {
+                    let from_x = self.input_product(row, x, 2).plus(self.bias(&self.weights.bias_ih, row).rounded(2));
+                    let from_h = self.hidden_product(row, h, 1).plus(self.bias(&self.weights.bias_hh, row).rounded(1));
+                    from_x.plus(r[j].times(from_h).rounded(2))
+                } else {
+                    let from_x = self.input_product(row, x, 2).plus(self.biases(row));
+                    from_x.plus(self.hidden_product(row, &reset, 1))
+                };
+                let n = self.activate(functions.g, clip, sum);
+                let z = gate(hidden_size + j);
+                let rest = Tracked { value: 1.0 - z.value, error: z.error }.rounded(1);
+                rest.times(n).rounded(2).plus(z.times(h[j]).rounded(2))
+            })
+            .collect()
+    }
+
+    /// (Σ x·W_ih + bias) + Σ h·W_hh: two roundings after the first sum, one after the second, and the biases are added
+    /// to each other before.
+    fn gate_sum(&self, row: usize, x: &[Tracked], h: &[Tracked]) -> Tracked {
+        self.input_product(row, x, 2).plus(self.biases(row)).plus(self.hidden_product(row, h, 1))
+    }
+
+    fn products(&self, row: usize, x: &[Tracked], h: &[Tracked]) -> Tracked {
+        self.input_product(row, x, 1).plus(self.hidden_product(row, h, 1))
+    }
+
+    fn input_product(&self, row: usize, x: &[Tracked], more: usize) -> Tracked {
+        let columns = self.layer.input_size;
+        dot(&self.weights.weight_ih[row * columns..][..columns], x, more, self.arithmetic)
+    }
+
+    fn hidden_product(&self, row: usize, h: &[Tracked], more: usize) -> Tracked {
+        let columns = self.layer.h_size();
+        dot(&self.weights.weight_hh[row * columns..][..columns], h, more, self.arithmetic)
+    }
+
+    fn bias(&self, bias: &Option<Vec<f32>>, row: usize) -> Tracked {
+        Tracked::exact(bias.as_ref().map_or(0.0, |b| b[row]))
+    }
+
+    fn biases(&self, row: usize) -> Tracked {
+        let CellWeights { bias_ih, bias_hh, .. } = self.weights;
+        self.bias(bias_ih, row).rounded(3).plus(self.bias(bias_hh, row).rounded(3))
+    }
+
+    /// (z − mean) / √(variance + 1e-8) · scale + bias of one gate.
+    fn normalised(&self, gate: usize, sums: &[Tracked]) -> Vec<Tracked> {
+        let count = sums.len() as f64;
+        let quotient = self.arithmetic.quotient;
+        // A mean in any order: each number passes through at most count + 8 additions, and one division.
+        let mean_of = |values: &[Tracked]| {
+            let sum = values.iter().fold(Tracked { value: 0.0, error: 0.0 }, |sum, v| {
+                sum.plus(Tracked { error: v.error + gamma(sums.len() + 8) * v.magnitude(), ..*v })
+            });
+            Tracked { value: sum.value / count, error: sum.error / count }.rounded(quotient)
+        };
+        let mean = mean_of(sums);
+        let deviations: Vec<Tracked> =
+            sums.iter().map(|z| Tracked { value: z.value - mean.value, error: z.error + mean.error }.rounded(1)).collect();
+        let squares: Vec<Tracked> = deviations.iter().map(|d| d.times(*d).rounded(1)).collect();
+        let mut variance = mean_of(&squares);
+        variance = Tracked { value: variance.value + f64::from(1e-8f32), ..variance }.rounded(1);
+        let value = variance.value.sqrt();
+        // √ is concave: the error is largest towards smaller values.
+        let lowest = (variance.value - variance.error).max(0.0).sqrt();
+        let root = Tracked { value, error: value - lowest }.rounded(2 * quotient);
+        let scale = self.weights.weight_norm.as_ref().expect("present with layer_norm");
+        deviations
+            .iter()
+            .enumerate()
+            .map(|(j, d)| {
+                let row = gate * sums.len() + j;
+                let smallest = root.value - root.error;
+                let ratio = d.value / root.value;
+                let error = (d.error + ratio.abs() * root.error) / smallest;
+                let error = if smallest > 0.0 { error } else { f64::INFINITY };
+                let scaled = Tracked { value: ratio, error }.rounded(quotient + 1).times(Tracked::exact(scale[row]));
+                scaled.rounded(2).plus(self.biases(row))
+            })
+            .collect()
+    }
+
+    /// f(z), z clamped before.
+    fn activate(&self, f: Activation, clip: Option<f32>, z: Tracked) -> Tracked {
+        let limit = clip.map_or(f64::INFINITY, f64::from);
+        let z = Tracked { value: z.value.clamp(-limit, limit), ..z };
+        let x = z.value;
+        let (e, other) = (self.arithmetic.activation_error, self.arithmetic.other_error);
+        let wide = |v: f32| f64::from(v);
+        // A function whose slope is at most `slope`, computed with an error of `own`.
+        let smooth = |value: f64, slope: f64, own: f64| Tracked { value, error: slope * z.error + own };
+        match f {
+            Activation::Sigmoid => smooth(1.0 / (1.0 + (-x).exp()), 0.25, e),
+            Activation::Tanh => smooth(x.tanh(), 1.0, e),
+            Activation::Relu => smooth(x.max(0.0), 1.0, 0.0),
+            Activation::Affine { alpha, beta } => {
+                let own = gamma(2) * (wide(alpha).abs() * z.magnitude() + wide(beta).abs());
+                smooth(wide(alpha) * x + wide(beta), wide(alpha).abs(), own)
+            }
+            Activation::LeakyRelu { alpha } => {
+                let alpha = wide(alpha);
+                let value = if x < 0.0 { alpha * x } else { x };
+                smooth(value, alpha.abs().max(1.0), gamma(1) * alpha.abs() * z.magnitude())
+            }
+            Activation::ThresholdedRelu { alpha } => {
+                let alpha = wide(alpha);
+                // Where it is not known on which side of the step the number lies, it may be off by all of it.
+                let step = if (x - alpha).abs() <= z.error { x.abs().max(alpha.abs()) } else { 0.0 };
+                smooth(if x < alpha { 0.0 } else { x }, 1.0, step)
+            }
+            Activation::ScaledTanh { alpha, beta } => {
+                let (alpha, beta) = (wide(alpha), wide(beta));
+                // Rounding β·x changes tanh by at most |y|·(1 − tanh² y) ≤ 1/2 of a rounding.
+                smooth(alpha * (beta * x).tanh(), (alpha * beta).abs(), alpha.abs() * (e + gamma(2)))
+            }
+            Activation::HardSigmoid { alpha, beta } => {
+                let own = gamma(2) * (wide(alpha).abs() * z.magnitude() + wide(beta).abs());
+                smooth((wide(alpha) * x + wide(beta)).clamp(0.0, 1.0), wide(alpha).abs(), own)
+            }
+            Activation::Elu { alpha } => {
+                let alpha = wide(alpha);
+                let value = if x < 0.0 { alpha * x.exp_m1() } else { x };
+                smooth(value, alpha.abs().max(1.0), if x - z.error < 0.0 { alpha.abs() * other } else { 0.0 })
+            }
+            Activation::Softsign => smooth(x / (1.0 + x.abs()), 1.0, other),
+            Activation::Softplus => {
+                let value = x.max(0.0) + (-x.abs()).exp().ln_1p();
+                smooth(value, 1.0, other * value.max(1.0))
+            }
+        }
+    }
 }
 
 /// Stores the bounds of a row, after checking that this file and the reference agree on the values.

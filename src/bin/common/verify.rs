@@ -229,7 +229,7 @@ fn judge(
         arrays.push(tally.verdict());
     }
     let h_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.h_size()).collect();
-    let c_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.hidden_size).collect();
+    let c_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.c_size()).collect();
     if let Some(h_n) = &result.h_n {
         let mut tally = Tally::new("h_n", "cell");
         for (b, e, r) in pairs() {

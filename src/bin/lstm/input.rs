@@ -60,7 +60,7 @@ impl Input {
         let mut input = Self { x: x.into_f32("x")?, shape, layout, unbatched, lengths: None, h_0: None, c_0: None };
         input.lengths = lengths.map(|array| input.check_lengths(&array)).transpose()?;
         let h_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.h_size()).collect();
-        let c_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.hidden_size).collect();
+        let c_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.c_size()).collect();
         input.h_0 = h_0.map(|array| input.check_state("h_0", array, &h_widths)).transpose()?;
         input.c_0 = c_0.map(|array| input.check_state("c_0", array, &c_widths)).transpose()?;
         Ok(input)

@@ -95,7 +95,7 @@ impl<'a> Results<'a> {
             state_shape(&widths, batch_size, input.unbatched).unwrap_or(vec![elements])
         };
         let h_shape = shape_of(spec.cells().map(|(_, layer, _)| layer.h_size()).collect());
-        let c_shape = shape_of(spec.cells().map(|(_, layer, _)| layer.hidden_size).collect());
+        let c_shape = shape_of(spec.cells().map(|(_, layer, _)| layer.c_size()).collect());
         let arrays =
             [("output", output_shape, &result.output), ("h_n", h_shape, &result.h_n), ("c_n", c_shape, &result.c_n)];
         let present = arrays.into_iter().filter_map(|(name, shape, array)| Some((name, shape, array.as_deref()?)));
