@@ -146,15 +146,7 @@ impl Weights {
 
 impl DirectionOutput {
     /// Copies the state after a timestep, whose rows start at `row`, to where it was asked for.
-    fn keep(
-        &mut self,
-        collect: Collect,
-        row: usize,
-        active: usize,
-        active_next: usize,
-        h_size: usize,
-        c_size: usize,
-    ) {
+    fn keep(&mut self, collect: Collect, row: usize, active: usize, active_next: usize, h_size: usize, c_size: usize) {
         if collect.output {
             self.output[row * h_size..][..active * h_size].copy_from_slice(&self.h[..active * h_size]);
         }

@@ -158,7 +158,8 @@ impl CpuLstm {
         let h_widths = || self.spec.cells().map(|(_, layer, _)| layer.h_size()).collect();
         let c_widths = || self.spec.cells().map(|(_, layer, _)| layer.c_size()).collect();
         BatchOutput {
-            output: (requested.sequence == SequenceOutput::All).then(|| padded(layer.merge, layer.h_size(), |r| &r.output)),
+            output: (requested.sequence == SequenceOutput::All)
+                .then(|| padded(layer.merge, layer.h_size(), |r| &r.output)),
             last: (requested.sequence == SequenceOutput::Last).then(last),
             h_n: requested.final_state.then(|| states(h_widths(), |r| &r.h)),
             c_n: requested.final_state.then(|| states(c_widths(), |r| &r.c)),

@@ -11,8 +11,8 @@ use crate::kernels::padded;
 use crate::pack::{
     Plane, pack_input_rows, pack_state, pack_state_buffer, put_row, row_table, scatter_plane, unpack_state,
 };
-use crate::spec::Merge;
 use crate::plan::{BufferId, BufferRange, Content, Plan, PlanRequest, RowsAt, TileOverride, Upload};
+use crate::spec::Merge;
 
 /// Submits whose results are awaited before more are made, so that memory stays bounded.
 const MAX_IN_FLIGHT: usize = 2;

@@ -138,7 +138,8 @@ impl CellCode {
         for (name, _) in self.constants() {
             writeln!(out, "override {name}: f32;")?;
         }
-        for (role, (function, letter)) in [("gate_f", 'F'), ("candidate_g", 'G'), ("output_h", 'H')].iter().enumerate() {
+        for (role, (function, letter)) in [("gate_f", 'F'), ("candidate_g", 'G'), ("output_h", 'H')].iter().enumerate()
+        {
             let clipped = self.activation_clip.is_some() && (role < 2 || self.clip_output);
             let argument = if clipped { "clamp(x, -CLIP, CLIP)" } else { "x" };
             writeln!(out, "\nfn {function}(direction: u32, x: f32) -> f32 {{")?;

@@ -112,9 +112,9 @@ pub fn unpack_layer(layout: &LayerLayout, packed: &PackedLayer, bias: bool) -> V
                         .map(|(j, p)| packed.part(ModelPart::WeightsInner)[at.weight_inner(j, p)])
                         .collect()
                 }),
-                bias_hr: layout.projection_bias.then(|| {
-                    (0..layout.h_size).map(|p| packed.part(ModelPart::BiasHr)[at.bias_hr(p)]).collect()
-                }),
+                bias_hr: layout
+                    .projection_bias
+                    .then(|| (0..layout.h_size).map(|p| packed.part(ModelPart::BiasHr)[at.bias_hr(p)]).collect()),
                 weight_peephole: vectors(layout.has_peepholes(), 3, &|part, j| at.peephole(part, j)),
                 weight_norm: vectors(layout.is_normalized(), 4, &|part, j| at.vector(0, part, j)),
             }
@@ -178,7 +178,9 @@ impl<'a> Places<'a> {
         let x = self.bias_first + self.column(gate, j);
         match self.layout.form {
             Form::Gru if gate == 2 => BiasPlaces::Apart(x, x + 1),
-            Form::Lstm if self.layout.is_normalized() => BiasPlaces::Sum(ModelPart::CellVectors, self.vector(1, gate, j)),
+            Form::Lstm if self.layout.is_normalized() => {
+                BiasPlaces::Sum(ModelPart::CellVectors, self.vector(1, gate, j))
+            }
             _ => BiasPlaces::Sum(ModelPart::Bias, x),
         }
     }
@@ -226,7 +228,14 @@ mod tests {
             (plain, 1, 1, Direction::Forward, None, false),
             (plain, 12, 8, Direction::Reverse, Some(3), true),
             (plain, 9, 27, Direction::Bidirectional, Some(5), false),
-            (CellSpec::Lstm(LstmCell { peepholes: true, ..LstmCell::default() }), 3, 6, Direction::Bidirectional, None, true),
+            (
+                CellSpec::Lstm(LstmCell { peepholes: true, ..LstmCell::default() }),
+                3,
+                6,
+                Direction::Bidirectional,
+                None,
+                true,
+            ),
             (CellSpec::Lstm(norm), 3, 6, Direction::Forward, None, false),
             (everything, 4, 9, Direction::Bidirectional, Some(6), true),
             (CellSpec::Gru(GruCell::default()), 4, 9, Direction::Bidirectional, None, true),

@@ -767,7 +767,11 @@ impl<'a> Planner<'a> {
             let id = tiles::choose(kernel, kernels.cell, most_active, columns, self.request.tiles);
             let most_active = most_active as u32;
             let workgroups = if id.kernel.is_tiled() {
-                [(columns as u32).div_ceil(id.lanes), most_active.div_ceil(id.rows_per_workgroup()), reverse.len() as u32]
+                [
+                    (columns as u32).div_ceil(id.lanes),
+                    most_active.div_ceil(id.rows_per_workgroup()),
+                    reverse.len() as u32,
+                ]
             } else {
                 [most_active.min(self.request.limits.workgroups), 1, reverse.len() as u32]
             };

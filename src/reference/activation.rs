@@ -14,9 +14,7 @@ pub(super) fn activate<R: Real>(f: Activation, x: R) -> R {
         Activation::LeakyRelu { alpha } => keep_from(x, R::ZERO, constant(alpha) * x),
         Activation::ThresholdedRelu { alpha } => keep_from(x, constant(alpha), R::ZERO),
         Activation::ScaledTanh { alpha, beta } => constant(alpha) * (constant(beta) * x).tanh(),
-        Activation::HardSigmoid { alpha, beta } => {
-            clamp(constant(alpha) * x + constant(beta), R::ZERO, R::ONE)
-        }
+        Activation::HardSigmoid { alpha, beta } => clamp(constant(alpha) * x + constant(beta), R::ZERO, R::ONE),
         Activation::Elu { alpha } => keep_from(x, R::ZERO, constant(alpha) * x.exp_m1()),
         Activation::Softsign => x / (R::ONE + x.abs()),
         // ln(1 + e^x) = max(x, 0) + ln(1 + e^−|x|)

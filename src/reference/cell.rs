@@ -140,8 +140,8 @@ impl<'a, R: Real> Cell<'a, R> {
         for row in 0..2 * hidden_size {
             self.gates[row] = clipped(functions.f, self.gate_sum(row, x, h), clip);
         }
-        for j in 0..hidden_size {
-            self.hidden[j] = self.gates[j] * h[j];
+        for ((hidden, r), h) in self.hidden.iter_mut().zip(&self.gates).zip(&*h) {
+            *hidden = *r * *h;
         }
         for j in 0..hidden_size {
             let row = 2 * hidden_size + j;

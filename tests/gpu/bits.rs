@@ -3,7 +3,8 @@
 use libtest_mimic::Failed;
 use wgpu_lstm::internals::{Fixed, LANE_TILES, ROW_TILES, TileOverride, plan, run_fixed};
 use wgpu_lstm::{
-    BatchOutput, CellSpec, Direction, Engine, GruCell, LayerSpec, LstmCell, LstmSpec, Merge, Outputs, RnnCell, SequenceOutput,
+    BatchOutput, CellSpec, Direction, Engine, GruCell, LayerSpec, LstmCell, LstmSpec, Merge, Outputs, RnnCell,
+    SequenceOutput,
 };
 
 use crate::fixture::{Case, select_state, valid_rows, variant_layers};

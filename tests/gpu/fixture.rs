@@ -50,7 +50,11 @@ impl Case {
             x,
             h_0: state(h_size, 0.9),
             c_0: state(c_size, 1.5),
-            outputs: Outputs { sequence: SequenceOutput::All, final_state: true, cells: spec.last_layer().c_size() > 0 },
+            outputs: Outputs {
+                sequence: SequenceOutput::All,
+                final_state: true,
+                cells: spec.last_layer().c_size() > 0,
+            },
         }
     }
 
@@ -280,8 +284,14 @@ pub fn variant_layers() -> Vec<(String, Vec<LayerSpec>)> {
     add("sum_projected", stack(CellSpec::Lstm(plain), 6, 20, 2, both, Some(5), Merge::Sum));
     add("gru", stack(CellSpec::Gru(gru), 7, 25, 3, forward, None, Merge::Concat));
     add("gru_legacy", stack(CellSpec::Gru(legacy), 7, 25, 3, forward, None, Merge::Concat));
-    add("gru_clipped_sum", stack(CellSpec::Gru(GruCell { activation_clip: Some(0.4), ..gru }), 7, 16, 2, both, None, Merge::Sum));
-    add("gru_legacy_clipped", stack(CellSpec::Gru(GruCell { activation_clip: Some(0.4), ..legacy }), 7, 5, 2, both, None, Merge::Concat));
+    add(
+        "gru_clipped_sum",
+        stack(CellSpec::Gru(GruCell { activation_clip: Some(0.4), ..gru }), 7, 16, 2, both, None, Merge::Sum),
+    );
+    add(
+        "gru_legacy_clipped",
+        stack(CellSpec::Gru(GruCell { activation_clip: Some(0.4), ..legacy }), 7, 5, 2, both, None, Merge::Concat),
+    );
     add("rnn_sum", stack(CellSpec::Rnn(RnnCell::default()), 7, 13, 2, both, None, Merge::Sum));
     // Cells of all kinds on one another.
     let layer = |input_size, hidden_size, cell, direction| LayerSpec {

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
 use wgpu_lstm::internals::set_poison;
 use wgpu_lstm::{
-    BatchOutput, Direction, LayerSpec, Layout, LstmSpec, Outputs, SequenceBatch, SequenceOutput, reference, weights::safetensors,
+    BatchOutput, Direction, LayerSpec, Layout, LstmSpec, Outputs, SequenceBatch, SequenceOutput, reference,
+    weights::safetensors,
 };
 
 use crate::fixture::{Case, parity_cases, variant_cases, variant_layers};

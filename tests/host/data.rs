@@ -1,9 +1,7 @@
 //! The data and the judgement: every mistake that is easily made in an LSTM is beyond the bounds, and the test
 //! weights contract.
 
-use wgpu_lstm::{
-    BatchOutput, CellWeights, Direction, Layout, LstmSpec, LstmWeights, Merge, SequenceBatch, reference,
-};
+use wgpu_lstm::{BatchOutput, CellWeights, Direction, Layout, LstmSpec, LstmWeights, Merge, SequenceBatch, reference};
 
 use crate::fixture::{Case, variant_layers};
 use crate::support::data::distinct_weights;
@@ -302,7 +300,7 @@ fn test_weights_of_every_cell_contract() {
                 let (h, c) = (gain(&distance.h), gain(&distance.both));
                 // A function with a step enlarges any error that crosses it; no case's numbers lie so near to one.
                 let has_step = layer.cell.activations(0).iter().any(|(_, f)| f.name() == "ThresholdedRelu");
-                if !has_step && !(h <= sum && c <= 2.0 * sum) {
+                if !(has_step || h <= sum && c <= 2.0 * sum) {
                     message += &format!("{name} layer {l} seed {seed}: errors grow {h} and {c} times\n");
                 }
             }

@@ -114,29 +114,27 @@ fn specs() -> impl Strategy<Value = LstmSpec> {
     let cells = variant_layers();
     let cell = (0..cells.len()).prop_map(move |n| cells[n].1[0]);
     let layer = (direction, prop::option::of(1..40usize), prop::option::of(cell), any::<bool>());
-    (1..70usize, 2..70usize, prop::collection::vec(layer, 1..4)).prop_map(
-        |(input, hidden, layers)| {
-            // Layers of different directions, each on top of the one before.
-            let mut input_size = input;
-            let layers = layers
-                .into_iter()
-                .map(|(direction, projection_size, variant, sum)| {
-                    let layer = match variant {
-                        Some(variant) => LayerSpec { input_size, ..variant },
-                        None => LayerSpec {
-                            direction,
-                            merge: if sum && direction == Direction::Bidirectional { Merge::Sum } else { Merge::Concat },
-                            projection_size: projection_size.filter(|&p| p < hidden),
-                            ..LayerSpec::new(input_size, hidden)
-                        },
-                    };
-                    input_size = layer.output_size();
-                    layer
-                })
-                .collect();
-            LstmSpec::new(layers).expect("sizes chain")
-        },
-    )
+    (1..70usize, 2..70usize, prop::collection::vec(layer, 1..4)).prop_map(|(input, hidden, layers)| {
+        // Layers of different directions, each on top of the one before.
+        let mut input_size = input;
+        let layers = layers
+            .into_iter()
+            .map(|(direction, projection_size, variant, sum)| {
+                let layer = match variant {
+                    Some(variant) => LayerSpec { input_size, ..variant },
+                    None => LayerSpec {
+                        direction,
+                        merge: if sum && direction == Direction::Bidirectional { Merge::Sum } else { Merge::Concat },
+                        projection_size: projection_size.filter(|&p| p < hidden),
+                        ..LayerSpec::new(input_size, hidden)
+                    },
+                };
+                input_size = layer.output_size();
+                layer
+            })
+            .collect();
+        LstmSpec::new(layers).expect("sizes chain")
+    })
 }
 
 proptest! {

@@ -1,8 +1,9 @@
 //! The reference against PyTorch's numbers and against laws that hold for any LSTM.
 
 use wgpu_lstm::{
-    BatchOutput, CellWeights, Direction, LayerSpec, Layout, LstmSpec, LstmWeights, Outputs, SequenceBatch,
-    SequenceOutput, reference,
+    Activation, BatchOutput, CellSpec, CellWeights, DeviceChoice, Direction, Engine, EngineOptions, GruCell, LayerSpec,
+    Layout, LstmActivations, LstmCell, LstmSpec, LstmWeights, Merge, Outputs, RnnCell, SequenceBatch, SequenceOutput,
+    reference,
 };
 
 use crate::fixture::{Case, select_state};
@@ -341,6 +342,103 @@ fn every_option_changes_the_result() {
     let cell = CellWeights { bias_ih: None, bias_hh: None, ..cell };
     no_bias.weights = LstmWeights::new(spec, vec![cell]).unwrap();
     assert_ne!(run(&no_bias).output, expected.output);
+}
+
+/// Each option of each cell, on the reference and on the CPU backend, which are then compared with the GPU case by case.
+#[test]
+fn every_option_of_every_cell_changes_the_result() {
+    let everything = LstmCell {
+        peepholes: true,
+        coupled_input_forget: true,
+        activation_clip: Some(0.4),
+        cell_clip: Some(0.3),
+        layer_norm: true,
+        projection_bias: true,
+        ..LstmCell::default()
+    };
+    let functions = |d: usize, f: fn(&mut LstmActivations)| {
+        let mut cell = everything;
+        f(&mut cell.activations[d]);
+        CellSpec::Lstm(cell)
+    };
+    let lstm = |cell: LstmCell| CellSpec::Lstm(cell);
+    let lstms = [
+        lstm(everything),
+        lstm(LstmCell { peepholes: false, ..everything }),
+        lstm(LstmCell { coupled_input_forget: false, ..everything }),
+        lstm(LstmCell { activation_clip: None, ..everything }),
+        lstm(LstmCell { activation_clip: Some(0.5), ..everything }),
+        lstm(LstmCell { clip_output_activation: false, activation_clip: Some(0.2), ..everything }),
+        lstm(LstmCell { activation_clip: Some(0.2), ..everything }),
+        lstm(LstmCell { cell_clip: None, ..everything }),
+        lstm(LstmCell { cell_clip: Some(0.25), ..everything }),
+        lstm(LstmCell { layer_norm: false, ..everything }),
+        lstm(LstmCell { projection_bias: false, ..everything }),
+        functions(0, |a| a.f = Activation::HardSigmoid { alpha: 0.2, beta: 0.5 }),
+        functions(0, |a| a.f = Activation::HardSigmoid { alpha: 0.3, beta: 0.5 }),
+        functions(0, |a| a.f = Activation::HardSigmoid { alpha: 0.2, beta: 0.4 }),
+        functions(0, |a| a.g = Activation::Softsign),
+        functions(0, |a| a.h = Activation::Softsign),
+        functions(1, |a| a.f = Activation::Softsign),
+        functions(1, |a| a.g = Activation::Softsign),
+        functions(1, |a| a.h = Activation::Softsign),
+    ];
+    let gru = GruCell { activation_clip: Some(0.3), ..GruCell::default() };
+    let mut other = [gru; 4];
+    other[0].activations[0].f = Activation::Softsign;
+    other[1].activations[0].g = Activation::Softsign;
+    other[2].activations[1].f = Activation::Softsign;
+    other[3].activations[1].g = Activation::Softsign;
+    let mut grus: Vec<CellSpec> = other.map(CellSpec::Gru).into();
+    grus.extend(
+        [gru, GruCell { linear_before_reset: false, ..gru }, GruCell { activation_clip: None, ..gru }]
+            .map(CellSpec::Gru),
+    );
+    let rnn = RnnCell { activation_clip: Some(0.3), ..RnnCell::default() };
+    let functions = |d: usize| {
+        let mut cell = rnn;
+        cell.activations[d] = Activation::Relu;
+        cell
+    };
+    let rnns = [rnn, RnnCell { activation_clip: None, ..rnn }, functions(0), functions(1)].map(CellSpec::Rnn);
+
+    let engine = cfg!(feature = "cpu").then(|| Engine::open_blocking(EngineOptions::on(DeviceChoice::Cpu)).unwrap());
+    for cells in [lstms.to_vec(), grus, rnns.to_vec()] {
+        let mut seen: Vec<(String, Vec<f32>)> = Vec::new();
+        let mut all_tensors = None;
+        for cell in cells {
+            let projection = cell.lstm().map(|_| 5);
+            for merge in [Merge::Concat, Merge::Sum] {
+                let spec = LstmSpec::stack(5, 9, 1).cell(cell).direction(Direction::Bidirectional);
+                let spec = spec.merge(merge).projection(projection).build().unwrap();
+                let mut case = Case::new("option", &spec, &LENGTHS, 13, true, 91);
+                // The same tensors for all, less those that an option would need.
+                let all = all_tensors.get_or_insert_with(|| case.weights.cells().to_vec()).clone();
+                let own = all.into_iter().zip(case.weights.cells()).map(|(all, own)| CellWeights {
+                    bias_hr: all.bias_hr.filter(|_| own.bias_hr.is_some()),
+                    weight_peephole: all.weight_peephole.filter(|_| own.weight_peephole.is_some()),
+                    weight_norm: all.weight_norm.filter(|_| own.weight_norm.is_some()),
+                    ..all
+                });
+                case.weights = LstmWeights::new(spec.clone(), own.collect()).unwrap();
+                let mut outputs = vec![run(&case).output.unwrap()];
+                outputs.extend(engine.as_ref().map(|engine| {
+                    let output = engine.load_blocking(&case.weights).unwrap().run_blocking(&case.batch()).unwrap();
+                    output.output.unwrap()
+                }));
+                for output in outputs {
+                    let differs = |other: &Vec<f32>| {
+                        other.len() != output.len() || other.iter().zip(&output).any(|(a, b)| (a - b).abs() > 1e-4)
+                    };
+                    let name = format!("{:?} {merge:?}", spec.layers()[0].cell);
+                    for (other, values) in seen.iter().filter(|(other, _)| *other != name) {
+                        assert!(differs(values), "{name} has the result of {other}");
+                    }
+                    seen.push((name, output));
+                }
+            }
+        }
+    }
 }
 
 #[test]

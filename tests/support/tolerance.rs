@@ -182,7 +182,11 @@ fn floor(spec: &LstmSpec, c_max: f64, arithmetic: Arithmetic) -> f64 {
         }
     });
     let sums = spec.layers().iter().filter(|layer| layer.merge == Merge::Sum).count() as i32;
-    2.0f64.powi(sums) * 7.0 * spec.num_layers() as f64 * (c_max + 4.0) * errors.fold(arithmetic.activation_error, f64::max)
+    2.0f64.powi(sums)
+        * 7.0
+        * spec.num_layers() as f64
+        * (c_max + 4.0)
+        * errors.fold(arithmetic.activation_error, f64::max)
 }
 
 /// Sets the bounds to 0 where nothing may be computed.
@@ -205,10 +209,9 @@ fn judgement(
         if let Some(last) = &mut bounds.last {
             last[b * spec.output_size()..][..spec.output_size()].fill(0.0);
         }
-        for (array, width) in [
-            (&mut bounds.h_n, LayerSpec::h_size as fn(&LayerSpec) -> usize),
-            (&mut bounds.c_n, LayerSpec::c_size),
-        ] {
+        for (array, width) in
+            [(&mut bounds.h_n, LayerSpec::h_size as fn(&LayerSpec) -> usize), (&mut bounds.c_n, LayerSpec::c_size)]
+        {
             let Some(array) = array else { continue };
             let mut start = 0;
             for (_, layer, _) in spec.cells() {
@@ -525,8 +528,10 @@ impl Step<'_> {
             Tracked { value: sum.value / count, error: sum.error / count }.rounded(quotient)
         };
         let mean = mean_of(sums);
-        let deviations: Vec<Tracked> =
-            sums.iter().map(|z| Tracked { value: z.value - mean.value, error: z.error + mean.error }.rounded(1)).collect();
+        let deviations: Vec<Tracked> = sums
+            .iter()
+            .map(|z| Tracked { value: z.value - mean.value, error: z.error + mean.error }.rounded(1))
+            .collect();
         let squares: Vec<Tracked> = deviations.iter().map(|d| d.times(*d).rounded(1)).collect();
         let mut variance = mean_of(&squares);
         variance = Tracked { value: variance.value + f64::from(1e-8f32), ..variance }.rounded(1);

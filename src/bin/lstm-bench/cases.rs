@@ -95,9 +95,7 @@ impl CellName {
             CellName::Lstm => CellSpec::Lstm(plain),
             CellName::Peepholes => CellSpec::Lstm(LstmCell { peepholes: true, ..plain }),
             CellName::Coupled => CellSpec::Lstm(LstmCell { coupled_input_forget: true, ..plain }),
-            CellName::Clipped => {
-                CellSpec::Lstm(LstmCell { activation_clip: Some(3.0), cell_clip: Some(3.0), ..plain })
-            }
+            CellName::Clipped => CellSpec::Lstm(LstmCell { activation_clip: Some(3.0), cell_clip: Some(3.0), ..plain }),
             CellName::Functions => CellSpec::Lstm(LstmCell { activations: [functions; 2], ..plain }),
             CellName::LayerNorm => CellSpec::Lstm(LstmCell { layer_norm: true, ..plain }),
             CellName::Gru => CellSpec::Gru(GruCell::default()),

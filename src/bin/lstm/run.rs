@@ -164,7 +164,10 @@ fn compare_run(
     }
     for (name, array) in expected {
         let Some(found) = results.arrays.iter().find(|(n, ..)| n == name) else {
-            failures.push(format!("{name}: expected an array of shape {:?}, found none: no layer has a cell state", array.shape));
+            failures.push(format!(
+                "{name}: expected an array of shape {:?}, found none: no layer has a cell state",
+                array.shape
+            ));
             continue;
         };
         if array.shape != found.1 {
