@@ -27,6 +27,8 @@ mod plan;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod engine;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 #[doc(hidden)]
 pub mod internals;
 

@@ -11,6 +11,8 @@ mod fixture;
 mod kernels;
 #[cfg(feature = "gpu")]
 mod plan;
+#[cfg(feature = "onnx")]
+mod onnx;
 mod reference;
 #[cfg(feature = "gpu")]
 mod snapshot;

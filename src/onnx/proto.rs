@@ -1,0 +1,138 @@
+//! The messages of [onnx.proto](https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3) that are read here, with the
+//! fields that are used.
+
+use prost::Message;
+
+use super::wire;
+use crate::error::{Error, ErrorKind, Result, bail};
+
+/// Numbers of the fields of `ModelProto` and `GraphProto`.
+pub(super) mod field {
+    pub(in super::super) const MODEL_GRAPH: u64 = 7;
+    pub(in super::super) const MODEL_OPSET: u64 = 8;
+    pub(in super::super) const MODEL_FUNCTIONS: u64 = 25;
+    pub(in super::super) const GRAPH_NODE: u64 = 1;
+    pub(in super::super) const GRAPH_INITIALIZER: u64 = 5;
+    pub(in super::super) const GRAPH_INPUT: u64 = 11;
+    pub(in super::super) const GRAPH_OUTPUT: u64 = 12;
+    pub(in super::super) const GRAPH_VALUE_INFO: u64 = 13;
+    pub(in super::super) const NODE_ATTRIBUTE: u64 = 5;
+    pub(in super::super) const ATTRIBUTE_GRAPH: u64 = 6;
+    pub(in super::super) const ATTRIBUTE_GRAPHS: u64 = 11;
+    pub(in super::super) const NODE_OP_TYPE: u64 = 4;
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) output: Vec<String>,
+    #[prost(string, tag = "3")]
+    pub(super) name: String,
+    #[prost(string, tag = "4")]
+    pub(super) op_type: String,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) attribute: Vec<AttributeProto>,
+    #[prost(string, tag = "7")]
+    pub(super) domain: String,
+}
+
+/// Tensors and graphs among attributes are left undecoded: no recurrent operator has one.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AttributeProto {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(float, optional, tag = "2")]
+    pub(super) f: Option<f32>,
+    #[prost(int64, optional, tag = "3")]
+    pub(super) i: Option<i64>,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub(super) s: Option<Vec<u8>>,
+    #[prost(float, repeated, tag = "7")]
+    pub(super) floats: Vec<f32>,
+    #[prost(int64, repeated, tag = "8")]
+    pub(super) ints: Vec<i64>,
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub(super) strings: Vec<Vec<u8>>,
+    #[prost(string, tag = "21")]
+    pub(super) ref_attr_name: String,
+}
+
+/// A tensor without its content, which stays in the file's bytes; see `tensor.rs`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorHead {
+    #[prost(int64, repeated, tag = "1")]
+    pub(super) dims: Vec<i64>,
+    #[prost(int32, tag = "2")]
+    pub(super) data_type: i32,
+    #[prost(string, tag = "8")]
+    pub(super) name: String,
+    #[prost(message, repeated, tag = "13")]
+    pub(super) external_data: Vec<StringStringEntryProto>,
+    #[prost(int32, tag = "14")]
+    pub(super) data_location: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StringStringEntryProto {
+    #[prost(string, tag = "1")]
+    pub(super) key: String,
+    #[prost(string, tag = "2")]
+    pub(super) value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OperatorSetIdProto {
+    #[prost(string, tag = "1")]
+    pub(super) domain: String,
+    #[prost(int64, tag = "2")]
+    pub(super) version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ValueInfoProto {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(message, optional, tag = "2")]
+    pub(super) r#type: Option<TypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TypeProto {
+    #[prost(message, optional, tag = "1")]
+    pub(super) tensor_type: Option<TensorTypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorTypeProto {
+    #[prost(int32, tag = "1")]
+    pub(super) elem_type: i32,
+    #[prost(message, optional, tag = "2")]
+    pub(super) shape: Option<TensorShapeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorShapeProto {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) dim: Vec<DimensionProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DimensionProto {
+    #[prost(int64, optional, tag = "1")]
+    pub(super) dim_value: Option<i64>,
+    #[prost(string, optional, tag = "2")]
+    pub(super) dim_param: Option<String>,
+}
+
+/// Decodes a small message. A hostile one of many empty parts would take far more memory than it has bytes, so the
+/// number of its fields is limited.
+pub(super) fn decode<M: Message + Default>(what: &str, bytes: &[u8]) -> Result<M> {
+    const MOST_FIELDS: usize = 1 << 16;
+    let count = wire::fields(what, bytes)?.len();
+    if count > MOST_FIELDS {
+        bail!(InvalidFile, "{what}: expected at most {MOST_FIELDS} fields, found {count}");
+    }
+    M::decode(bytes).map_err(|e| Error::new(ErrorKind::InvalidFile, format!("{what}: not a valid message: {e}")))
+}

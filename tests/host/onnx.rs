@@ -1,0 +1,259 @@
+//! ONNX models against onnxruntime's numbers and the operator's own node tests; and what hostile files may do.
+
+use std::path::PathBuf;
+
+use safetensors::{Dtype, SafeTensors};
+use wgpu_lstm::onnx::{OnnxCompat, OnnxModel, OnnxOptions, Tensor, TensorData};
+use wgpu_lstm::{DeviceChoice, Engine, EngineOptions, ErrorKind};
+
+use crate::support::data::Rng;
+
+fn folder() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "data", "onnx"].iter().collect()
+}
+
+/// A model with its inputs and the outputs that are expected.
+struct Example {
+    name: String,
+    bytes: Vec<u8>,
+    inputs: Vec<(String, Tensor)>,
+    outputs: Vec<(String, Tensor)>,
+}
+
+fn examples() -> Vec<Example> {
+    let mut examples = Vec::new();
+    for entry in std::fs::read_dir(folder()).expect("tests/data/onnx is part of the repository") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|e| e != "onnx") {
+            continue;
+        }
+        let tensors = std::fs::read(path.with_extension("safetensors")).expect("inputs and outputs beside the model");
+        let file = SafeTensors::deserialize(&tensors).expect("a safetensors file");
+        let mut example = Example {
+            name: path.file_stem().expect("a name").to_string_lossy().into_owned(),
+            bytes: std::fs::read(&path).expect("a readable model"),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        };
+        for (name, view) in file.iter() {
+            let data = match view.dtype() {
+                Dtype::F32 => {
+                    TensorData::F32(view.data().as_chunks().0.iter().map(|w| f32::from_le_bytes(*w)).collect())
+                }
+                Dtype::I32 => {
+                    TensorData::I32(view.data().as_chunks().0.iter().map(|w| i32::from_le_bytes(*w)).collect())
+                }
+                Dtype::I64 => {
+                    TensorData::I64(view.data().as_chunks().0.iter().map(|w| i64::from_le_bytes(*w)).collect())
+                }
+                other => panic!("{name}: {other}"),
+            };
+            let tensor = Tensor::new(view.shape().to_vec(), data).expect("a whole tensor");
+            match name.split_once('.').expect("in.NAME or out.NAME") {
+                ("in", name) => example.inputs.push((name.to_owned(), tensor)),
+                (_, name) => example.outputs.push((name.to_owned(), tensor)),
+            }
+        }
+        examples.push(example);
+    }
+    examples.sort_by(|a, b| a.name.cmp(&b.name));
+    examples
+}
+
+fn example(name: &str) -> Example {
+    examples().into_iter().find(|e| e.name == name).expect(name)
+}
+
+fn engines() -> Vec<Engine> {
+    let mut devices = vec![DeviceChoice::Reference];
+    if cfg!(feature = "cpu") {
+        devices.push(DeviceChoice::Cpu);
+    }
+    devices.into_iter().map(|d| Engine::open_blocking(EngineOptions::on(d)).unwrap()).collect()
+}
+
+fn load(engine: &Engine, bytes: &[u8]) -> wgpu_lstm::Result<OnnxModel> {
+    pollster::block_on(OnnxModel::load(engine, bytes, &OnnxOptions::default()))
+}
+
+fn floats(tensor: &Tensor) -> &[f32] {
+    match &tensor.data {
+        TensorData::F32(values) => values,
+        other => panic!("expected floats, found {}", other.type_name()),
+    }
+}
+
+#[test]
+fn every_model_has_the_numbers_of_onnxruntime() {
+    let examples = examples();
+    assert_eq!(examples.iter().filter(|e| e.name.starts_with("test_lstm_")).count(), 6, "the operator's node tests");
+    assert!(examples.len() >= 22, "{} models", examples.len());
+    for engine in engines() {
+        for Example { name, bytes, inputs, outputs } in &examples {
+            let model = load(&engine, bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+            // Twice: a model is loaded once and runs as often as it is asked to.
+            for _ in 0..2 {
+                let found = pollster::block_on(model.run(inputs)).unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert_eq!(found.len(), outputs.len(), "{name}");
+                for (output, tensor) in &found {
+                    let (_, expected) = outputs.iter().find(|(name, _)| name == output).expect(output);
+                    assert_eq!(tensor.shape, expected.shape, "{name}, {output}");
+                    let (found, expected) = (floats(tensor), floats(expected));
+                    assert!(!expected.is_empty() && found.len() == expected.len());
+                    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+                        assert!((f - e).abs() <= 1e-5, "{name}, {output}, element {i}: found {f}, expected {e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same models with another batch and another time, where the graph leaves them open.
+#[test]
+fn batch_and_time_may_differ_from_run_to_run() {
+    let Example { bytes, inputs, .. } = example("exported_two_layers_bidirectional");
+    for engine in engines() {
+        let model = load(&engine, &bytes).unwrap();
+        let run = |t: usize, b: usize| {
+            let x: Vec<f32> = (0..t * b * 4).map(|i| (i as f32 * 0.7).sin()).collect();
+            let x = Tensor::floats(vec![t, b, 4], x).unwrap();
+            pollster::block_on(model.run(&[("x", x)])).unwrap()
+        };
+        for (t, b) in [(1, 1), (9, 2), (2, 5)] {
+            let shapes: Vec<_> = run(t, b).into_iter().map(|(_, tensor)| tensor.shape).collect();
+            assert_eq!(shapes, [vec![t, b, 10], vec![4, b, 5], vec![4, b, 5]]);
+        }
+        // The second sequence alone is what it was in company.
+        let whole = run(9, 2);
+        let x: Vec<f32> = (0..9).flat_map(|t| (4..8).map(move |k| ((t * 8 + k) as f32 * 0.7).sin())).collect();
+        let alone = pollster::block_on(model.run(&[("x", Tensor::floats(vec![9, 1, 4], x).unwrap())])).unwrap();
+        for t in 0..9 {
+            let (whole, alone) = (&floats(&whole[0].1)[(t * 2 + 1) * 10..][..10], &floats(&alone[0].1)[t * 10..][..10]);
+            assert!(whole.iter().zip(alone).all(|(a, b)| (a - b).abs() < 1e-6));
+        }
+        assert_eq!(inputs.len(), 1);
+    }
+}
+
+#[test]
+fn nodes_are_reported_and_a_decomposed_one_is_told() {
+    let engine = &engines()[0];
+    let model = load(engine, &example("parallel").bytes).unwrap();
+    let names: Vec<_> = model.recurrent_nodes().map(|(name, spec)| (name.to_owned(), spec.is_some())).collect();
+    assert_eq!(names.len(), 3);
+    assert!(names.iter().all(|(_, loaded)| *loaded) && names[2].0.starts_with("RNN"), "{names:?}");
+    assert_eq!((model.notice(), model.num_other_nodes()), (None, 6));
+    let model = load(engine, &example("weights_at_run_time").bytes).unwrap();
+    assert!(model.recurrent_nodes().all(|(_, spec)| spec.is_none()));
+    let model = load(engine, &example("decomposed").bytes).unwrap();
+    assert_eq!(model.recurrent_nodes().count(), 0);
+    assert!(model.notice().unwrap().contains("no LSTM, GRU or RNN node"));
+}
+
+/// Weights that each run computes anew are used anew.
+#[test]
+fn weights_of_a_run_are_those_of_its_inputs() {
+    let Example { bytes, mut inputs, .. } = example("weights_at_run_time");
+    for engine in engines() {
+        let model = load(&engine, &bytes).unwrap();
+        let first = pollster::block_on(model.run(&inputs)).unwrap();
+        let a = inputs.iter_mut().find(|(name, _)| name == "a").unwrap();
+        let TensorData::F32(values) = &mut a.1.data else { panic!("floats") };
+        values.iter_mut().for_each(|v| *v = -*v);
+        let second = pollster::block_on(model.run(&inputs)).unwrap();
+        assert_ne!(first, second);
+        let TensorData::F32(values) = &mut inputs.iter_mut().find(|(name, _)| name == "a").unwrap().1.data else {
+            panic!("floats")
+        };
+        values.iter_mut().for_each(|v| *v = -*v);
+        assert_eq!(pollster::block_on(model.run(&inputs)).unwrap(), first);
+    }
+}
+
+#[test]
+fn compatibility_with_onnxruntime_changes_what_it_is_about() {
+    // onnxruntime does not clamp where the cell state enters h; no other model here depends on it.
+    let Example { bytes, inputs, .. } = example("everything_gru");
+    let engine = &engines()[0];
+    let run = |compat| {
+        let options = OnnxOptions::default().compat(compat);
+        let model = pollster::block_on(OnnxModel::load(engine, &bytes, &options)).unwrap();
+        pollster::block_on(model.run(&inputs)).unwrap()
+    };
+    assert_eq!(run(OnnxCompat::Operator), run(OnnxCompat::Onnxruntime), "a GRU has no h");
+}
+
+#[test]
+fn wrong_inputs_are_named() {
+    let Example { bytes, inputs, .. } = example("keras_gru");
+    let model = load(&engines()[0], &bytes).unwrap();
+    let run = |inputs: &[(String, Tensor)]| pollster::block_on(model.run(inputs)).unwrap_err();
+    let with = |name: &str, tensor: Tensor| {
+        let mut changed = inputs.clone();
+        changed.retain(|(n, _)| n != name);
+        changed.push((name.to_owned(), tensor));
+        run(&changed).to_string()
+    };
+    let ints = |shape: &[usize], values: &[i32]| Tensor::new(shape.to_vec(), TensorData::I32(values.to_vec())).unwrap();
+    let zeros = |shape: &[usize]| Tensor::floats(shape.to_vec(), vec![0.0; shape.iter().product()]).unwrap();
+    for (found, needle) in [
+        (run(&inputs[..1]).to_string(), "missing; the graph takes x float [n, t, 3]; lengths int32 [n]"),
+        (with("y", zeros(&[1])), "input \"y\": the graph has no such input; it takes x float"),
+        (with("x", zeros(&[4, 6, 2])), "input x float [n, t, 3]: found shape [4, 6, 2]"),
+        (with("x", ints(&[4, 6, 3], &[0; 72])), "input x: expected type float, found int32"),
+        (with("lengths", ints(&[4], &[6, 7, 1, 1])), "sequence_lens[1]: expected 0 to seq_length 6, found 7"),
+        (with("lengths", ints(&[4], &[6, -1, 1, 1])), "sequence_lens[1]: expected 0 to seq_length 6, found -1"),
+        (with("lengths", ints(&[3], &[6, 1, 1])), "GRU \"gru\": sequence_lens: expected [batch_size] = [4], found shape [3]"),
+    ] {
+        assert!(found.contains(needle), "{found}");
+    }
+    assert_eq!(run(&inputs[..1]).kind(), ErrorKind::InvalidInput);
+}
+
+/// Truncated and changed files give an error or a model, in bounded time and memory, and nothing panics.
+#[test]
+fn damaged_models_are_refused_or_harmless() {
+    let engine = &engines()[0];
+    let mut rng = Rng::new(3);
+    let (mut refused, mut loaded) = (0, 0);
+    for Example { name, bytes, inputs, .. } in examples() {
+        let mut attempt = |bytes: &[u8]| match load(engine, bytes) {
+            Err(error) => {
+                assert!(!error.to_string().is_empty() && !error.to_string().contains('\n'), "{name}: {error}");
+                refused += 1;
+            }
+            Ok(model) => {
+                // What can be loaded may fail to run, with an error.
+                let _ = pollster::block_on(model.run(&inputs));
+                loaded += 1;
+            }
+        };
+        for _ in 0..12 {
+            attempt(&bytes[..rng.below(bytes.len())]);
+        }
+        for _ in 0..60 {
+            let mut changed = bytes.clone();
+            for _ in 0..1 + rng.below(3) {
+                let at = rng.below(changed.len());
+                changed[at] = rng.below(256) as u8;
+            }
+            attempt(&changed);
+        }
+    }
+    assert!(refused > 300 && loaded > 100, "{refused} refused, {loaded} loaded");
+}
+
+#[test]
+fn other_files_are_told_apart() {
+    let engine = &engines()[0];
+    for (bytes, needle) in [
+        (&b""[..], "expected one graph"),
+        (b"PK\x03\x04 a zip archive of some length", "model"),
+        (b"\x08\x07", "expected one graph"),
+    ] {
+        let error = load(engine, bytes).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidFile);
+        assert!(error.to_string().contains(needle), "{error}");
+    }
+}

@@ -1,0 +1,335 @@
+#!/usr/bin/env python3
+"""Writes tests/data/onnx: small ONNX models as exporters make them, with inputs and the outputs of onnxruntime.
+
+    pip install -r tools/requirements.txt
+    python tools/make_onnx_models.py
+
+For each model NAME.onnx and NAME.safetensors, whose tensors are "in.X" and "out.Y" by the names of the graph. The six
+node tests test_lstm_* come from the `onnx` package as it is (Apache-2.0, see LICENSE beside them); all others are
+made here with fixed seeds. Where onnxruntime refuses a model (layout 1) or departs from the operator's text, the outputs
+are made from those of an equal model, as the functions say.
+"""
+import argparse
+import pathlib
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from onnx.backend.test.case.node import collect_testcases
+from safetensors.numpy import save_file
+
+OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "data" / "onnx"
+F, I64, I32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+class Maker:
+    """Collects nodes and initialisers of one graph."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.nodes, self.initializers, self.count = [], [], 0
+
+    def values(self, *shape, scale=0.5):
+        return self.rng.uniform(-scale, scale, shape).astype(np.float32)
+
+    def const(self, array, name=None):
+        name = name or f"c{len(self.initializers)}"
+        self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def node(self, op, inputs, outputs=1, name=None, **attributes):
+        self.count += 1
+        made = [f"{op.lower()}_{self.count}_{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
+        self.nodes.append(helper.make_node(op, inputs, made, name or f"{op}_{self.count}", **attributes))
+        return made[0] if len(made) == 1 else made
+
+    def weights(self, op, directions, inputs, hidden, bias=True, peephole=False):
+        g = GATES[op]
+        names = [
+            self.const(self.values(directions, g * hidden, inputs)),
+            self.const(self.values(directions, g * hidden, hidden)),
+            self.const(self.values(directions, 2 * g * hidden)) if bias else "",
+        ]
+        return names, (self.const(self.values(directions, 3 * hidden)) if peephole else "")
+
+    def model(self, inputs, outputs, opset=17):
+        graph = helper.make_graph(
+            self.nodes,
+            "graph",
+            [helper.make_tensor_value_info(*i) for i in inputs],
+            [helper.make_tensor_value_info(*o) for o in outputs],
+            self.initializers,
+        )
+        opsets = [helper.make_opsetid("", opset)]
+        model = helper.make_model(graph, opset_imports=opsets, producer_name="wgpu-lstm tests")
+        model.ir_version = 8
+        return model
+
+
+def run(model, feeds):
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds)))
+
+
+def write(name, model, feeds, expected=None):
+    expected = expected or run(model, feeds)
+    (OUT / f"{name}.onnx").write_bytes(model.SerializeToString())
+    tensors = {f"in.{k}": np.ascontiguousarray(v) for k, v in feeds.items()}
+    tensors |= {f"out.{k}": np.ascontiguousarray(v) for k, v in expected.items()}
+    save_file(tensors, OUT / f"{name}.safetensors")
+    print(f"{name}: {', '.join(f'{k} {list(v.shape)}' for k, v in expected.items())}")
+
+
+def exported_stack(layers, directions, seed, batch_first):
+    """nn.LSTM as torch.onnx.export writes it with dynamic axes: states made from Shape, layers cut out by Slice."""
+    m = Maker(seed)
+    hidden, width = 5, 4
+    x = "x"
+    if batch_first:
+        x = m.node("Transpose", [x], perm=[1, 0, 2])
+    shape = m.node("Shape", [x])
+    batch = m.node("Gather", [shape, m.const(np.array(1, np.int64))], axis=0)
+    batch = m.node("Unsqueeze", [batch, m.const(np.array([0], np.int64))])
+    first = m.const(np.array([layers * directions], np.int64))
+    size = m.node("Concat", [first, batch, m.const(np.array([hidden], np.int64))], axis=0)
+    zero = helper.make_tensor("value", F, [1], [0.25])
+    h0 = m.node("ConstantOfShape", [size], value=zero)
+    c0 = m.node("Expand", [m.const(np.full((1, 1, 1), -0.5, np.float32)), size])
+    finals = [[], []]
+    for layer in range(layers):
+        ends = [m.const(np.array([e], np.int64)) for e in (layer * directions, (layer + 1) * directions, 0)]
+        states = [m.node("Slice", [s, ends[0], ends[1], ends[2]]) for s in (h0, c0)]
+        (w, r, b), _ = m.weights("LSTM", directions, width, hidden)
+        direction = "bidirectional" if directions == 2 else "forward"
+        y, y_h, y_c = m.node(
+            "LSTM", [x, w, r, b, "", *states], 3, f"/lstm/LSTM_{layer}", hidden_size=hidden, direction=direction
+        )
+        if directions == 2:
+            y = m.node("Transpose", [y], perm=[0, 2, 1, 3])
+            x = m.node("Reshape", [y, m.const(np.array([0, 0, -1], np.int64))])
+        else:
+            x = m.node("Squeeze", [y, m.const(np.array([1], np.int64))])
+        finals[0].append(y_h)
+        finals[1].append(y_c)
+        width = directions * hidden
+    if batch_first:
+        m.node("Transpose", [x], ["y"], perm=[1, 0, 2])
+    else:
+        m.node("Identity", [x], ["y"])
+    for states, name in zip(finals, ["h_n", "c_n"]):
+        m.node("Concat", states, [name], axis=0)
+    model = m.model(
+        [("x", F, ["batch", "time", 4] if batch_first else ["time", "batch", 4])],
+        [(n, F, None) for n in ("y", "h_n", "c_n")],
+    )
+    return model, {"x": m.values(3, 7, 4, scale=1)}
+
+
+def keras_like():
+    """An LSTM as tf2onnx writes it: batch-major around, initial states from ConstantOfShape, last step by Squeeze of Y_h."""
+    m = Maker(20)
+    x = m.node("Transpose", ["x"], perm=[1, 0, 2])
+    (w, r, b), _ = m.weights("GRU", 1, 3, 6)
+    outputs = m.node("GRU", [x, w, r, b, "lengths"], ["", "gru_h"], "gru", hidden_size=6, linear_before_reset=1)
+    h = m.node("Squeeze", ["gru_h", m.const(np.array([0], np.int64))])
+    h = m.node("Gemm", [h, m.const(m.values(6, 4)), m.const(m.values(4))])
+    m.node("Softmax", [h], ["probabilities"], axis=-1)
+    model = m.model(
+        [("x", F, ["n", "t", 3]), ("lengths", I32, ["n"])], [("probabilities", F, ["n", 4])]
+    )
+    return model, {"x": m.values(4, 6, 3, scale=1), "lengths": np.array([6, 2, 4, 1], np.int32)}
+
+
+def convolution():
+    """Conv, LSTM, Gemm, Softmax: what is not recurrent runs elsewhere."""
+    m = Maker(21)
+    c = m.node("Conv", ["x", m.const(m.values(6, 2, 3)), m.const(m.values(6))], kernel_shape=[3], pads=[1, 1])
+    c = m.node("Relu", [c])
+    c = m.node("Transpose", [c], perm=[2, 0, 1])
+    (w, r, b), _ = m.weights("LSTM", 2, 6, 5)
+    y = m.node("LSTM", [c, w, r, b], 1, hidden_size=5, direction="bidirectional")
+    y = m.node("Transpose", [y], perm=[2, 0, 1, 3])
+    y = m.node("Reshape", [y, m.const(np.array([0, 0, 10], np.int64))])
+    y = m.node("MatMul", [y, m.const(m.values(10, 3))])
+    y = m.node("Add", [y, m.const(m.values(3))])
+    m.node("Softmax", [y], ["y"], axis=-1)
+    model = m.model([("x", F, ["n", 2, "t"])], [("y", F, ["n", "t", 3])])
+    return model, {"x": m.values(2, 2, 9, scale=1)}
+
+
+def constants_of_all_kinds():
+    """Weights from a Constant node, through Transpose and Cast, and behind Identity; sequence_lens from a Constant."""
+    m = Maker(22)
+    w = m.node("Constant", [], value=numpy_helper.from_array(m.values(1, 16, 3)))
+    r = m.node("Transpose", [m.const(m.values(1, 4, 16))], perm=[0, 2, 1])
+    b = m.node("Cast", [m.const(m.values(1, 32).astype(np.float64))], to=F)
+    b = m.node("Identity", [b])
+    lens = m.node("Constant", [], value=numpy_helper.from_array(np.array([2, 5], np.int32)))
+    m.node("LSTM", ["x", w, r, b, lens], ["y", "y_h"], "constants", hidden_size=4)
+    model = m.model([("x", F, [5, 2, 3])], [("y", F, None), ("y_h", F, None)])
+    return model, {"x": m.values(5, 2, 3, scale=1)}
+
+
+def weights_at_run_time():
+    """R is the product of two inputs of the graph."""
+    m = Maker(23)
+    (w, _, b), _ = m.weights("RNN", 1, 3, 4)
+    r = m.node("MatMul", ["a", "b"])
+    r = m.node("Unsqueeze", [r, m.const(np.array([0], np.int64))])
+    m.node("RNN", ["x", w, r, b], ["y", "y_h"], hidden_size=4)
+    model = m.model(
+        [("x", F, ["t", "n", 3]), ("a", F, [4, 2]), ("b", F, [2, 4])], [("y", F, None), ("y_h", F, None)]
+    )
+    return model, {"x": m.values(5, 2, 3, scale=1), "a": m.values(4, 2), "b": m.values(2, 4)}
+
+
+def two_in_parallel():
+    """Two nodes on one input, their outputs added to what was before them, and a third on top."""
+    m = Maker(24)
+    before = m.node("Tanh", ["x"])
+    ys = []
+    for op, extra in [("LSTM", {}), ("GRU", {"linear_before_reset": 0, "direction": "reverse"})]:
+        (w, r, b), _ = m.weights(op, 1, 4, 4)
+        y = m.node(op, [before, w, r, b], 1, hidden_size=4, **extra)
+        ys.append(m.node("Squeeze", [y, m.const(np.array([1], np.int64))]))
+    top = m.node("Add", [m.node("Mul", ys), before])
+    (w, r, _), _ = m.weights("RNN", 1, 4, 3, bias=False)
+    m.node("RNN", [top, w, r], ["", "top_h"], hidden_size=3)
+    m.node("Sub", [top, before], ["difference"])
+    model = m.model([("x", F, ["t", "n", 4])], [("top_h", F, None), ("difference", F, None)])
+    return model, {"x": m.values(6, 3, 4, scale=1)}
+
+
+def every_attribute(op, seed, layout=0):
+    """Everything that onnxruntime computes as the text says; for layout 1 its outputs are transposed, since it refuses it."""
+    m = Maker(seed)
+    hidden = 5
+    (w, r, b), p = m.weights(op, 2, 3, hidden, peephole=op == "LSTM")
+    names = {"LSTM": ["HardSigmoid", "LeakyRelu", "Tanh"], "GRU": ["Sigmoid", "Elu"], "RNN": ["Softsign"]}[op]
+    other = {"LSTM": ["Sigmoid", "Tanh", "Softplus"], "GRU": ["HardSigmoid", "Tanh"], "RNN": ["Affine"]}[op]
+    attributes = dict(hidden_size=hidden, direction="bidirectional", activations=names + other)
+    attributes |= {
+        "LSTM": dict(activation_alpha=[0.3, 0.1], activation_beta=[0.45], input_forget=0),
+        "GRU": dict(activation_alpha=[0.7, 0.25], activation_beta=[0.5], clip=0.6, linear_before_reset=0),
+        "RNN": dict(activation_alpha=[0.5], activation_beta=[0.1], clip=0.6),
+    }[op]
+    inputs = ["x", w, r, b, "lengths", "state_h"] + (["state_c", p] if op == "LSTM" else [])
+    outputs = ["y", "y_h"] + (["y_c"] if op == "LSTM" else [])
+    m.node(op, inputs, outputs, "everything", **attributes)
+    declared = [("x", F, [6, 3, 3]), ("lengths", I32, [3]), ("state_h", F, [2, 3, hidden])]
+    feeds = {"x": m.values(6, 3, 3, scale=1), "lengths": np.array([6, 0, 3], np.int32), "state_h": m.values(2, 3, hidden)}
+    if op == "LSTM":
+        declared.append(("state_c", F, [2, 3, hidden]))
+        feeds["state_c"] = m.values(2, 3, hidden)
+    model = m.model(declared, [(o, F, None) for o in outputs])
+    expected = run(model, feeds)
+    if layout == 1:
+        swap = lambda a: np.swapaxes(a, 0, 1)
+        m.nodes[-1].attribute.append(helper.make_attribute("layout", 1))
+        feeds = {k: v if k == "lengths" else swap(v) for k, v in feeds.items()}
+        declared = [(n, t, list(feeds[n].shape)) for n, t, _ in declared]
+        model = m.model(declared, [(o, F, None) for o in outputs])
+        y = np.transpose(expected["y"], (2, 0, 1, 3))
+        expected = {"y": y} | {k: swap(v) for k, v in expected.items() if k != "y"}
+    return model, feeds, expected
+
+
+def decomposed():
+    """Two steps of an LSTM as matrix products: no recurrent node."""
+    m = Maker(25)
+    h = c = m.const(np.zeros((2, 3), np.float32))
+    w, r = m.const(m.values(4, 12)), m.const(m.values(3, 12))
+    splits = m.const(np.array([3, 3, 3, 3], np.int64))
+    for t in range(2):
+        x = m.node("Gather", ["x", m.const(np.array(t, np.int64))], axis=0)
+        gates = m.node("Add", [m.node("MatMul", [x, w]), m.node("MatMul", [h, r])])
+        i, f, g, o = m.node("Split", [gates, splits], 4, axis=1)
+        i, f, o = (m.node("Sigmoid", [v]) for v in (i, f, o))
+        c = m.node("Add", [m.node("Mul", [f, c]), m.node("Mul", [i, m.node("Tanh", [g])])])
+        h = m.node("Mul", [o, m.node("Tanh", [c])])
+    m.node("Identity", [h], ["h"])
+    model = m.model([("x", F, [2, 2, 4])], [("h", F, None)])
+    return model, {"x": m.values(2, 2, 4, scale=1)}
+
+
+def wide_integers():
+    """sequence_lens is int64, as some exporters write it; onnxruntime gets the same model with int32."""
+    models = []
+    for kind in (I32, I64):
+        m = Maker(26)
+        (w, r, b), _ = m.weights("LSTM", 1, 3, 4)
+        m.node("LSTM", ["x", w, r, b, "lengths"], ["y", "", "y_c"], hidden_size=4)
+        models.append(m.model([("x", F, ["t", "n", 3]), ("lengths", kind, ["n"])], [("y", F, None), ("y_c", F, None)]))
+    x = m.values(4, 3, 3, scale=1)
+    expected = run(models[0], {"x": x, "lengths": np.array([4, 1, 2], np.int32)})
+    return models[1], {"x": x, "lengths": np.array([4, 1, 2], np.int64)}, expected
+
+
+def half_weights():
+    """Initialisers of float16, as raw bytes and as words; the expected outputs are those of the rounded weights."""
+    m, plain = Maker(27), Maker(27)
+    names = []
+    for n, shape in enumerate([(1, 16, 3), (1, 16, 4), (1, 32)]):
+        values = m.values(*shape).astype(np.float16)
+        plain.values(*shape)
+        if n == 1:
+            words = [int(v) for v in values.view(np.uint16).ravel()]
+            half = TensorProto(name=f"c{n}", data_type=TensorProto.FLOAT16, dims=shape, int32_data=words)
+            m.initializers.append(half)
+        else:
+            m.initializers.append(numpy_helper.from_array(values, f"c{n}"))
+        names.append(plain.const(values.astype(np.float32), f"c{n}"))
+    models = []
+    for maker in (m, plain):
+        maker.node("LSTM", ["x", *names], ["y"], hidden_size=4)
+        models.append(maker.model([("x", F, ["t", "n", 3])], [("y", F, None)]))
+    x = m.values(4, 2, 3, scale=1)
+    return models[0], {"x": x}, run(models[1], {"x": x})
+
+
+def first_version():
+    """LSTM of operator set 1, with its attribute output_sequence, and initialisers that are inputs too."""
+    m = Maker(28)
+    (w, r, b), _ = m.weights("LSTM", 1, 3, 4)
+    m.node("LSTM", ["x", w, r, b], ["y", "y_h"], hidden_size=4)
+    model = m.model([("x", F, [4, 2, 3]), (w, F, [1, 16, 3])], [("y", F, None), ("y_h", F, None)], opset=7)
+    feeds = {"x": m.values(4, 2, 3, scale=1)}
+    expected = run(model, feeds)
+    model.opset_import[0].version = 1
+    model.graph.node[0].attribute.append(helper.make_attribute("output_sequence", 1))
+    return model, feeds, expected
+
+
+def node_tests():
+    for test in sorted(collect_testcases("LSTM"), key=lambda t: t.name):
+        if test.name.startswith("test_lstm_") and "expanded" not in test.name:
+            feeds, expected = test.data_sets[0]
+            inputs = [i.name for i in test.model.graph.input]
+            outputs = [o.name for o in test.model.graph.output]
+            write(test.name, test.model, dict(zip(inputs, feeds)), dict(zip(outputs, expected)))
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    node_tests()
+    write("exported_forward", *exported_stack(1, 1, 10, True))
+    write("exported_two_layers_bidirectional", *exported_stack(2, 2, 11, False))
+    write("keras_gru", *keras_like())
+    write("convolution", *convolution())
+    write("constants", *constants_of_all_kinds())
+    write("weights_at_run_time", *weights_at_run_time())
+    write("parallel", *two_in_parallel())
+    for op, seed in [("LSTM", 30), ("GRU", 31), ("RNN", 32)]:
+        write(f"everything_{op.lower()}", *every_attribute(op, seed))
+        write(f"everything_{op.lower()}_batch_major", *every_attribute(op, seed, layout=1))
+    write("decomposed", *decomposed())
+    write("lengths_int64", *wide_integers())
+    write("float16_weights", *half_weights())
+    write("first_version", *first_version())
+
+
+if __name__ == "__main__":
+    main()
