@@ -1,4 +1,9 @@
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+
 use super::*;
+use crate::cell::{CellSpec, GruCell, RnnCell};
+use crate::spec::{Direction, LstmSpec};
 use crate::weights::uniform;
 
 /// A file under construction.
@@ -100,40 +105,118 @@ fn the_prefix_decides_between_several() {
     file.set("post.gru.weight_hh_l0", &[12, 4]);
     assert_eq!(
         file.error(),
-        "prefix: the file holds several LSTMs: \"decoder.\", \"encoder.\"; choose one (`--prefix` on the command line)"
+        "prefix: the file holds several networks: \"decoder.\" (LSTM), \"encoder.\" (LSTM), \"post.gru.\" (GRU); choose \
+         one (`--prefix` on the command line)"
     );
     let bytes = file.bytes();
     let first = |prefix| read(&bytes, Some(prefix)).unwrap().cells()[0].weight_ih[0];
     assert_ne!(first("encoder"), first("decoder."));
     let error = |prefix| read(&bytes, Some(prefix)).unwrap_err().to_string();
-    assert_eq!(error("enc"), "prefix: expected one of \"decoder.\", \"encoder.\", found \"enc\"");
-    assert_eq!(error(""), "prefix: expected one of \"decoder.\", \"encoder.\", found \"\"");
-    assert!(error("post.gru").contains("torch.nn.GRU"));
+    assert!(error("enc").ends_with("\"post.gru.\" (GRU), found \"enc\""), "{}", error("enc"));
+    assert!(error("").starts_with("prefix: expected one of \"decoder.\" (LSTM), \"encoder.\" (LSTM)"), "{}", error(""));
+    assert_eq!(read(&bytes, Some("post.gru")).unwrap().spec().layers()[0].cell.name(), "GRU");
 
-    // A GRU beside one LSTM leaves no doubt, and the top level can be named.
+    // The top level can be named.
     let mut file = stack("");
-    file.set("post.gru.weight_hh_l0", &[12, 4]);
-    assert!(file.read().is_ok());
     file.0.extend(stack("decoder.").0);
-    assert!(file.error().contains("\"\" (the top level), \"decoder.\""), "{}", file.error());
+    assert!(file.error().contains("\"\" (the top level, LSTM), \"decoder.\" (LSTM)"), "{}", file.error());
     assert!(read(&file.bytes(), Some("")).is_ok());
 }
 
+/// A stack of another network than an LSTM: two layers, I=3, H=4.
+fn other(prefix: &str, gates: usize, suffixes: &[&str]) -> Builder {
+    let mut file = Builder::default();
+    for (layer, input_size) in [(0, 3), (1, 4 * suffixes.len())] {
+        for suffix in suffixes {
+            for (stem, shape) in [
+                ("weight_ih", &[4 * gates, input_size][..]),
+                ("weight_hh", &[4 * gates, 4]),
+                ("bias_ih", &[4 * gates]),
+                ("bias_hh", &[4 * gates]),
+            ] {
+                file.set(&format!("{prefix}{stem}_l{layer}{suffix}"), shape);
+            }
+        }
+    }
+    file
+}
+
 #[test]
-fn other_networks_are_named() {
-    let gru = Builder::default().f32("weight_ih_l0", &[12, 3]).f32("weight_hh_l0", &[12, 4]);
+fn the_rows_of_weight_hh_tell_the_networks_apart() {
+    let gru = LstmSpec::stack(3, 4, 2).cell(CellSpec::Gru(GruCell::default()));
+    let rnn = LstmSpec::stack(3, 4, 2).cell(CellSpec::Rnn(RnnCell::default()));
+    for prefix in ["", "net.gru."] {
+        let both = ["", "_reverse"];
+        assert_eq!(*other(prefix, 3, &[""]).read().unwrap().spec(), gru.build().unwrap());
+        let spec = gru.direction(Direction::Bidirectional).build().unwrap();
+        assert_eq!(*other(prefix, 3, &both).read().unwrap().spec(), spec);
+        assert_eq!(*other(prefix, 1, &[""]).read().unwrap().spec(), rnn.build().unwrap());
+        let spec = rnn.direction(Direction::Bidirectional).build().unwrap();
+        assert_eq!(*other(prefix, 1, &both).read().unwrap().spec(), spec);
+    }
+    let cell = Builder::default().f32("a.weight_ih", &[4, 3]).f32("a.weight_hh", &[4, 4]);
+    let spec = LstmSpec::stack(3, 4, 1).cell(CellSpec::Rnn(RnnCell::default())).bias(false).build().unwrap();
+    assert_eq!(*cell.read().unwrap().spec(), spec);
+
+    // The first layer decides; a shape of another network in a later one is an error.
+    let error = other("", 3, &[""]).f32("weight_hh_l1", &[16, 4]).error();
+    assert_eq!(error, "weight_hh_l1: expected [3·hidden_size, hidden_size] = [12, 4], found [16, 4]");
+    let error = other("", 3, &[""]).f32("weight_hh_l0_raw", &[1]).error();
+    assert!(error.starts_with("weight_hh_l0_raw: not a tensor of torch.nn.GRU"), "{error}");
+    let error = other("", 1, &[""]).without("bias_hh_l1").error();
+    assert_eq!(error, "bias_hh_l1: missing, though bias_ih_l0 is there");
+    // Projections are those of an LSTM, whatever the rows of weight_hh are to its columns.
+    let file =
+        Builder::default().f32("weight_ih_l0", &[24, 3]).f32("weight_hh_l0", &[24, 8]).f32("weight_hr_l0", &[8, 6]);
+    assert!(file.error().contains("projection_size: expected less than hidden_size 6, found 8"), "{}", file.error());
+}
+
+#[test]
+fn the_activation_of_an_rnn_is_chosen_and_that_of_others_refused() {
+    use crate::activation::Activation;
+    use crate::weights::{self, ReadOptions};
+    let relu = ReadOptions { rnn_activation: Some(Activation::Relu), ..ReadOptions::default() };
+    let rnn = other("", 1, &[""]).bytes();
+    let cell = |options| weights::read(&rnn, options).unwrap().spec().layers()[1].cell;
+    let default = ReadOptions::default();
+    assert_eq!(cell(&default).activations(0), [("f", Activation::Tanh)]);
+    assert_eq!(cell(&relu).activations(1), [("f", Activation::Relu)]);
+    for (bytes, network) in [(stack("a.").bytes(), "an LSTM"), (other("a.", 3, &[""]).bytes(), "a GRU")] {
+        let error = weights::read(&bytes, &relu).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.to_string(), format!("rnn_activation: expected none for \"a.\", {network}, found Relu"));
+    }
+}
+
+#[test]
+fn wrappers_need_not_be_named() {
+    for wrapper in ["module.", "model.", "_orig_mod.", "state_dict.module._orig_mod."] {
+        let bytes = stack(&format!("{wrapper}encoder.lstm.")).bytes();
+        for asked in ["encoder.lstm", "encoder.lstm.", "module.encoder.lstm"] {
+            assert!(read(&bytes, Some(asked)).is_ok(), "{wrapper} {asked}");
+        }
+        assert!(read(&bytes, Some("lstm")).is_err());
+        assert!(read(&stack(wrapper).bytes(), Some("")).is_ok());
+    }
+    // An exact match goes before one without wrappers; two of those are one too many.
+    let mut file = stack("model.lstm.");
+    file.0.extend(stack("lstm.").0);
+    assert!(read(&file.bytes(), Some("lstm")).is_ok());
+    file.0.extend(stack("ema.module.lstm.").0);
+    file.0.extend(stack("ema.model.lstm.").0);
     assert_eq!(
-        gru.error(),
-        "weight_hh: expected [4·hidden_size, hidden_size], found [3·hidden_size, hidden_size]: this is torch.nn.GRU, \
-         not an LSTM"
+        read(&file.bytes(), Some("ema.lstm")).unwrap_err().to_string(),
+        "prefix: \"ema.lstm\" fits \"ema.model.lstm.\" (LSTM), \"ema.module.lstm.\" (LSTM); give the whole prefix"
     );
-    let rnn = Builder::default().f32("a.weight_ih", &[4, 3]).f32("a.weight_hh", &[4, 4]);
-    assert!(rnn.error().contains("this is torch.nn.RNN"), "{}", rnn.error());
+}
+
+#[test]
+fn a_file_without_a_network_lists_what_it_has() {
     let linear = Builder::default().f32("linear.weight", &[4, 3]).f32("linear.bias", &[4]);
     assert_eq!(
         linear.error(),
-        "no LSTM in the file: looked for weight_ih_l0 (torch.nn.LSTM) and weight_ih (torch.nn.LSTMCell) under any \
-         prefix, found linear.bias, linear.weight"
+        "no LSTM, GRU or RNN in the file: looked for weight_ih_l0 (torch.nn.LSTM), weight_ih (torch.nn.LSTMCell) and \
+         input_gate.input_transform.weight (Burn) under any prefix, found linear.bias, linear.weight"
     );
     assert!(Builder::default().error().ends_with("found no tensors"));
 }
