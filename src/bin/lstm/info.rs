@@ -2,16 +2,17 @@
 
 use serde_json::{Value, json};
 use wgpu_lstm::LstmSpec;
+use wgpu_lstm::weights::{FileContents, TensorInfo};
 
 use crate::args::InfoOptions;
 use crate::common::failure::{Result, say};
 use crate::common::spec_text::{describe, direction_name};
 use crate::common::table;
 use crate::common::units::{bytes, grouped};
-use crate::model::{self, FileInfo, TensorInfo};
+use crate::model;
 
 pub(crate) fn info(options: &InfoOptions) -> Result<()> {
-    let (weights, file) = model::read_with_info(&options.model)?;
+    let (weights, file) = model::read_with_contents(&options.model)?;
     let spec = weights.spec();
     if options.json {
         return say!("{:#}", to_json(&options.model.model.display().to_string(), spec, &file));
@@ -21,11 +22,11 @@ pub(crate) fn info(options: &InfoOptions) -> Result<()> {
     let size_bytes = 4 * spec.num_parameters() as u64;
     say!("{} parameters, {} in f32", grouped(spec.num_parameters()), bytes(size_bytes))?;
     say!("")?;
-    for line in table::lines(&layer_rows(spec), &[5, 6]) {
+    for line in table::lines(&layer_rows(spec), &[1, 6, 7]) {
         say!("{line}")?;
     }
     say!("")?;
-    say!("tensors, prefix {:?}", file.prefix)?;
+    say!("tensors, {}, prefix {:?}", file.format, file.prefix)?;
     for line in table::lines(&file.tensors.iter().map(tensor_row).collect::<Vec<_>>(), &[0, 1, 2]) {
         say!("  {line}")?;
     }
@@ -39,11 +40,12 @@ pub(crate) fn info(options: &InfoOptions) -> Result<()> {
 }
 
 fn layer_rows(spec: &LstmSpec) -> Vec<Vec<String>> {
-    let heading = ["layer", "input", "hidden", "projection", "output", "direction", "bias", "parameters"];
+    let heading = ["layer", "cell", "input", "hidden", "projection", "output", "direction", "bias", "parameters"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for (l, layer) in spec.layers().iter().enumerate() {
         rows.push(vec![
             l.to_string(),
+            layer.cell.name().into(),
             layer.input_size.to_string(),
             layer.hidden_size.to_string(),
             layer.projection_size.map_or("–".into(), |p| p.to_string()),
@@ -57,15 +59,16 @@ fn layer_rows(spec: &LstmSpec) -> Vec<Vec<String>> {
 }
 
 fn tensor_row(tensor: &TensorInfo) -> Vec<String> {
-    vec![tensor.name.clone(), tensor.dtype.clone(), format!("{:?}", tensor.shape)]
+    vec![tensor.name.clone(), tensor.element_type.clone(), format!("{:?}", tensor.shape)]
 }
 
-fn to_json(path: &str, spec: &LstmSpec, file: &FileInfo) -> Value {
+fn to_json(path: &str, spec: &LstmSpec, file: &FileContents) -> Value {
     let layers: Vec<Value> = spec
         .layers()
         .iter()
         .map(|layer| {
             json!({
+                "cell": layer.cell.name(),
                 "input_size": layer.input_size,
                 "hidden_size": layer.hidden_size,
                 "projection_size": layer.projection_size,
@@ -77,10 +80,11 @@ fn to_json(path: &str, spec: &LstmSpec, file: &FileInfo) -> Value {
         })
         .collect();
     let tensors = |list: &[TensorInfo]| -> Vec<Value> {
-        list.iter().map(|t| json!({ "name": t.name, "dtype": t.dtype, "shape": t.shape })).collect()
+        list.iter().map(|t| json!({ "name": t.name, "dtype": t.element_type, "shape": t.shape })).collect()
     };
     json!({
         "file": path,
+        "format": file.format,
         "prefix": file.prefix,
         "num_layers": spec.num_layers(),
         "input_size": spec.input_size(),

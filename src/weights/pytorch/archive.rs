@@ -81,9 +81,13 @@ impl<'a> Archive<'a> {
         match (folder, another) {
             (None, _) => {
                 let shown: Vec<&str> = entries.keys().take(4).map(String::as_str).collect();
-                bail!(InvalidFile, "expected NAME/data.pkl in the archive, found {}", shown.join(", "))
+                bail!(
+                    InvalidFile,
+                    "expected NAME/data.pkl in the zip archive, as torch.save writes it, found {}",
+                    shown.join(", ")
+                )
             }
-            (Some(_), Some(_)) => bail!(InvalidFile, "expected one NAME/data.pkl in the archive, found two"),
+            (Some(_), Some(_)) => bail!(InvalidFile, "expected one NAME/data.pkl in the zip archive, found two"),
             (Some(folder), None) => {
                 let inside =
                     entries.iter().filter_map(|(name, record)| Some((name.strip_prefix(folder)?.to_owned(), *record)));

@@ -210,6 +210,87 @@ fn wrappers_need_not_be_named() {
     );
 }
 
+/// Burn's module with these gates: I=3, H=4.
+fn burn(prefix: &str, gates: &[&str]) -> Builder {
+    let mut file = Builder::default();
+    for gate in gates {
+        for (transform, input_size) in [("input_transform", 3), ("hidden_transform", 4)] {
+            file.set(&format!("{prefix}{gate}.{transform}.weight"), &[input_size, 4]);
+            file.set(&format!("{prefix}{gate}.{transform}.bias"), &[4]);
+        }
+    }
+    file
+}
+
+const BURN_LSTM: [&str; 4] = ["input_gate", "forget_gate", "cell_gate", "output_gate"];
+
+#[test]
+fn the_modules_of_burn_are_read() {
+    let lstm = burn("encoder.", &BURN_LSTM);
+    assert_eq!(list_prefixes(&lstm.bytes()).unwrap(), ["encoder."]);
+    let weights = read(&lstm.bytes(), Some("encoder")).unwrap();
+    assert_eq!(*weights.spec(), LstmSpec::stack(3, 4, 1).build().unwrap());
+    // Row 6 of weight_ih [4H, I] is unit 2 of the forget gate: column 2 of its [in, out].
+    let (_, forget) = read_tensor(&lstm.bytes(), "encoder.forget_gate.input_transform.weight").unwrap();
+    assert_eq!(weights.cells()[0].weight_ih[6 * 3..7 * 3], [forget[2], forget[6], forget[10]]);
+
+    let gates = ["reset_gate", "update_gate", "new_gate"];
+    let gru = burn("", &gates);
+    let (_, update) = read_tensor(&gru.bytes(), "update_gate.hidden_transform.bias").unwrap();
+    let weights = gru.read().unwrap();
+    assert_eq!(weights.spec().layers()[0].cell, CellSpec::Gru(GruCell::default()));
+    assert_eq!(weights.cells()[0].bias_hh.as_ref().unwrap()[4..8], update);
+
+    let mut both = burn("m.forward.", &["gate"]);
+    both.0.extend(burn("m.reverse.", &["gate"]).0);
+    let spec = LstmSpec::stack(3, 4, 1).cell(CellSpec::Rnn(RnnCell::default())).direction(Direction::Bidirectional);
+    assert_eq!(list_prefixes(&both.bytes()).unwrap(), ["m."]);
+    assert_eq!(*both.read().unwrap().spec(), spec.build().unwrap());
+    // One half alone is a module that happens to have that name; two of different kinds are two.
+    assert_eq!(list_prefixes(&burn("m.forward.", &gates).bytes()).unwrap(), ["m.forward."]);
+    both.0.extend(burn("m.reverse.", &gates).0);
+    both.0.retain(|name, _| !name.starts_with("m.reverse.gate"));
+    assert_eq!(list_prefixes(&both.bytes()).unwrap(), ["m.forward.", "m.reverse."]);
+}
+
+#[test]
+fn what_is_wrong_with_a_module_of_burn_is_named() {
+    let lstm = || burn("", &BURN_LSTM);
+    for (name, message) in [
+        ("cell_gate.input_transform.weight", "cell_gate.input_transform.weight: missing, though "),
+        ("output_gate.hidden_transform.bias", "output_gate.hidden_transform.bias: missing, though "),
+        ("input_gate.input_transform.weight", "input_gate.input_transform.weight: missing, though "),
+        ("forget_gate.input_transform.weight", "forget_gate.input_transform.weight: missing, though "),
+    ] {
+        let error = lstm().without(name).error();
+        assert!(error.starts_with(message), "{error}");
+    }
+    let mut one_coupled = burn("forward.", &BURN_LSTM);
+    one_coupled.0.extend(burn("reverse.", &["input_gate", "cell_gate", "output_gate"]).0);
+    let error = one_coupled.error();
+    assert!(error.starts_with("reverse.forget_gate.input_transform.weight: missing"), "{error}");
+    let error = lstm().f32("forget_gate.input_transform.weight", &[5, 4]).error();
+    assert!(error.contains("expected [input_size, hidden_size] = [3, 4], found [5, 4]"), "{error}");
+    let error = lstm().f32("cell_gate.hidden_transform.weight", &[4, 5]).error();
+    assert_eq!(error, "cell_gate.hidden_transform.weight: expected [hidden_size, hidden_size] = [4, 4], found [4, 5]");
+    // What BurnToPyTorchAdapter writes is [out, in].
+    let mut turned = lstm();
+    for gate in BURN_LSTM {
+        turned.set(&format!("{gate}.input_transform.weight"), &[4, 3]);
+    }
+    assert!(turned.error().contains("saved through BurnToPyTorchAdapter?"), "{}", turned.error());
+}
+
+#[test]
+fn a_header_whose_length_looks_like_another_format_is_read() {
+    let bytes = Builder::default().f32("l.weight_ih", &[16, 3]).f32("l.weight_hh", &[16, 4]).bytes();
+    let (header, data) = bytes[8..].split_at(u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize);
+    let padding = b" ".repeat(640 - header.len());
+    let padded = [&640u64.to_le_bytes()[..], header, &padding, data].concat();
+    assert!(padded.starts_with(b"\x80\x02"), "the first bytes of a pickle");
+    assert!(read(&padded, None).is_ok());
+}
+
 #[test]
 fn a_file_without_a_network_lists_what_it_has() {
     let linear = Builder::default().f32("linear.weight", &[4, 3]).f32("linear.bias", &[4]);

@@ -80,8 +80,12 @@ pub(super) fn read(
     }
 
     let first = format!("{}{}", halves[0], network.burn_gates()[0]);
-    let name = format!("{first}.input_transform.weight");
-    let [input_size, hidden_size] = two_sizes(&name, "[input_size, hidden_size]", find(dict, &name, &first)?.shape())?;
+    let size_of = |transform: &str, meaning: &str| {
+        let name = format!("{first}.{transform}.weight");
+        two_sizes(&name, meaning, find(dict, &name, &first)?.shape())
+    };
+    let [input_size, _] = size_of("input_transform", "[input_size, hidden_size]")?;
+    let [_, hidden_size] = size_of("hidden_transform", "[hidden_size, hidden_size]")?;
     let bias = halves.iter().any(|half| {
         let biases = |name: &&String| name.ends_with(".bias") && take_apart(name).is_some_and(|(p, _)| p == half);
         dict.tensors.keys().any(|name| biases(&name))
@@ -103,9 +107,9 @@ pub(super) fn read(
                 let name = format!("{half}{gate}.{transform}.{leaf}");
                 let tensor = find(dict, &name, &first)?;
                 if tensor.shape() != expected {
-                    let mut turned = expected.to_vec();
-                    turned.reverse();
-                    let hint = if tensor.shape() == turned { "; saved through BurnToPyTorchAdapter?" } else { "" };
+                    let turned = transform == "input_transform"
+                        && matches!(*tensor.shape(), [out, size] if out == hidden_size && size != hidden_size);
+                    let hint = if turned { "; saved through BurnToPyTorchAdapter?" } else { "" };
                     let found = tensor.shape();
                     bail!(InvalidWeights, "{name}: expected {meaning} = {expected:?}, found {found:?}{hint}");
                 }
