@@ -4,7 +4,7 @@
 //!      their cells in state dicts at any depth of dicts; f32, f16, bf16 or f64; views of any offset and stride.
 //! Out: tensors by name, the keys joined by dots (`state_dict.encoder.weight_ih_l0`), and from them [`LstmWeights`].
 //! A checkpoint is a pickle, a program that may call anything. Here it is data: what it would call is described if it
-//! is what tensors and plain data are made of, and refused by name if not ([`pickle`]).
+//! is what tensors and plain data are made of, and refused by name if not (`pickle`).
 //! Not here: whole modules (`torch.save(module)`), TorchScript, the formats before 1.6; what names mean
 //! (`state_dict`).
 
@@ -195,5 +195,5 @@ impl Search<'_, '_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "safetensors"))]
 mod tests;

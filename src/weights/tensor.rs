@@ -67,6 +67,7 @@ pub(crate) struct Tensor<'a> {
 
 impl<'a> Tensor<'a> {
     /// A row-major tensor that begins with its bytes.
+    #[cfg(any(test, feature = "safetensors"))]
     pub(crate) fn contiguous(element: ElementType, shape: Vec<usize>, bytes: &'a [u8]) -> Result<Self> {
         let mut strides = vec![1usize; shape.len()];
         for axis in (1..shape.len()).rev() {
@@ -75,8 +76,7 @@ impl<'a> Tensor<'a> {
         Self::strided(element, shape, strides, 0, bytes)
     }
 
-    /// A view of `bytes` that begins `offset` elements in; element [i, j, ...] lies i·strides[0] + j·strides[1] + ...
-    /// further on.
+    /// A view of `bytes` that begins `offset` elements in; a step along an axis is one of its stride.
     pub(crate) fn strided(
         element: ElementType,
         shape: Vec<usize>,
@@ -97,7 +97,7 @@ impl<'a> Tensor<'a> {
             .try_fold(offset, |at, (&size, &stride)| at.checked_add(size.saturating_sub(1).checked_mul(stride)?));
         // Elements smaller than a byte are not converted, and not counted.
         let stored = bytes.len().checked_div(element.size_bytes()).unwrap_or(usize::MAX);
-        if num_elements > 0 && !last.is_some_and(|last| last < stored) {
+        if num_elements > 0 && last.is_none_or(|last| last >= stored) {
             bail!(
                 InvalidFile,
                 "shape {shape:?} with strides {strides:?} and offset {offset}: expected to lie in the {stored} elements \
@@ -153,6 +153,7 @@ impl<'a> Tensor<'a> {
     }
 
     /// The numbers of a tensor of whole numbers; `name` is for messages.
+    #[cfg(feature = "safetensors")]
     pub(crate) fn to_i64(&self, name: &str) -> Result<Vec<i64>> {
         match self.element {
             ElementType::I64 => self.elements(name, i64::from_le_bytes),

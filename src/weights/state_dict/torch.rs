@@ -73,32 +73,37 @@ fn take_apart(name: &str) -> Option<(&str, Option<Slot>)> {
 
 /// Each prefix with PyTorch's names, and the network that the shapes show; an LSTM if they show none.
 pub(super) fn candidates(dict: &StateDict<'_>) -> BTreeMap<String, Network> {
-    // By prefix, the first weight_hh whose shape is that of a network, and whether there is a projection.
-    let mut found: BTreeMap<&str, (Option<(Slot, Network)>, bool)> = BTreeMap::new();
+    #[derive(Default)]
+    struct Shown {
+        /// The first weight_hh whose shape is that of a network.
+        by: Option<(Slot, Network)>,
+        projection: bool,
+    }
+    let mut found: BTreeMap<&str, Shown> = BTreeMap::new();
     for (name, tensor) in &dict.tensors {
         let Some((prefix, Some(slot))) = take_apart(name) else {
             continue;
         };
-        let (network, projection) = found.entry(prefix).or_default();
-        *projection |= slot.kind == Kind::WeightHr;
+        let shown = found.entry(prefix).or_default();
+        shown.projection |= slot.kind == Kind::WeightHr;
         if slot.kind == Kind::WeightHh
             && let [rows, h] = *tensor.shape()
             && h > 0
         {
-            let shown = match (rows / h, rows % h) {
+            let network = match (rows / h, rows % h) {
                 (4, 0) => Network::Lstm,
                 (3, 0) => Network::Gru,
                 (1, 0) => Network::Rnn,
                 _ => continue,
             };
-            if network.is_none_or(|(first, _)| slot < first) {
-                *network = Some((slot, shown));
+            if shown.by.is_none_or(|(first, _)| slot < first) {
+                shown.by = Some((slot, network));
             }
         }
     }
-    let network = |(shown, projection): (Option<(Slot, Network)>, bool)| match shown {
+    let network = |shown: Shown| match shown.by {
         // Only torch.nn.LSTM has projections; with one, the columns of weight_hh are P.
-        Some((_, network)) if !projection => network,
+        Some((_, network)) if !shown.projection => network,
         _ => Network::Lstm,
     };
     found.into_iter().map(|(prefix, shown)| (prefix.to_owned(), network(shown))).collect()
