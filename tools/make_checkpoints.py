@@ -11,7 +11,7 @@ writes their opcodes by hand. Metadata of each golden: torch's version.
     python3 tools/make_checkpoints.py            writes all files (pip install -r tools/requirements.txt)
     python3 tools/make_checkpoints.py --check    compares the safetensors with a fresh computation, bit for bit
 
-Archives hold no times, so the .pt files come out the same too, up to PyTorch's version.
+Archives hold no times, so the .pt files come out the same too, but for legacy.pt and torchscript.pt.
 """
 
 import argparse
@@ -55,12 +55,13 @@ def checkpoints():
         "epoch": 17,
         "best": -0.25,
         "done": False,
-        "args": {"lr": 1e-3, "layers": [2, 3], "name": "größer", "seed": 1 << 70, "shape": torch.Size([2, 3])},
+        "args": {"lr": 1e-3, "layers": [2, 3], "name": "naïve", "seed": 1 << 70, "shape": torch.Size([2, 3])},
         "classes": ("a", ("b", None)),
         "seen": {1, 2, 3},
         "raw": b"\x00\xff",
         "device": torch.device("cpu"),
         "dtype": torch.float32,
+        "counts": torch.tensor([1, 2, 3], dtype=torch.uint16),  # a type without a storage class of its own
         "rng": torch.get_rng_state()[:16].clone(),
     }
     yield "lstm", {**plain, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, lstm, {}
@@ -112,7 +113,7 @@ def golden(module):
 
 
 # Opcodes of pickletools: c GLOBAL, R REDUCE, i INST, o OBJ, 0x81 NEWOBJ, 0x93 STACK_GLOBAL, b BUILD, . STOP.
-ECHO = b"X\x09\x00\x00\x00echo pwnd"
+ECHO = b"X\x09\x00\x00\x00echo boom"
 HOSTILE = {
     "reduce": b"\x80\x02cos\nsystem\n" + ECHO + b"\x85R.",
     "stack_global": b"\x80\x04\x8c\x05posix\x8c\x06system\x93" + ECHO + b"\x85R.",

@@ -172,6 +172,9 @@ impl Search<'_, '_> {
                 "expected at most {MAX_TENSORS} tensors with names of at most {MAX_NAME} bytes, found more or longer ones"
             );
         }
+        if view.storage.key.len() > MAX_NAME {
+            bail!(InvalidFile, "{name}: expected the key of a record, found one of {} bytes", view.storage.key.len());
+        }
         let record = format!("data/{}", view.storage.key);
         let Some(bytes) = self.archive.get(&record)? else {
             bail!(InvalidFile, "{name}: expected the record {record:?}, found none");

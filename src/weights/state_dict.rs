@@ -26,6 +26,9 @@ mod torch;
 const WRAPPERS: [&str; 8] =
     ["module", "_orig_mod", "model", "net", "state_dict", "model_state_dict", "model_state", "module_state_dict"];
 
+/// The most names in a message.
+const SHOWN: usize = 6;
+
 /// The recurrent networks that names and shapes can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Network {
@@ -139,7 +142,6 @@ impl StateDict<'_> {
 
     /// The first few names of the file, for messages.
     pub(crate) fn first_names(&self) -> String {
-        const SHOWN: usize = 6;
         let more = self.tensors.len().saturating_sub(SHOWN);
         let shown: Vec<&str> = self.tensors.keys().take(SHOWN).map(String::as_str).collect();
         match (shown.len(), more) {
@@ -165,7 +167,11 @@ impl StateDict<'_> {
                 "" => format!("\"\" (the top level, {})", candidate.network.name()),
                 prefix => format!("{prefix:?} ({})", candidate.network.name()),
             };
-            of.iter().map(quoted).collect::<Vec<_>>().join(", ")
+            let mut shown: Vec<String> = of.iter().take(SHOWN).map(quoted).collect();
+            if of.len() > SHOWN {
+                shown.push(format!("and {} more", of.len() - SHOWN));
+            }
+            shown.join(", ")
         };
         let all: Vec<&Candidate> = candidates.iter().collect();
         let fitting: Vec<&Candidate> = match wanted {

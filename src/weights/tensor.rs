@@ -121,6 +121,16 @@ impl<'a> Tensor<'a> {
         self.num_elements
     }
 
+    /// Whether the elements lie side by side in row-major order, as most do.
+    fn is_row_major(&self) -> bool {
+        let mut stride = 1usize;
+        self.shape.iter().zip(&self.strides).rev().all(|(&size, &found)| {
+            let expected = stride;
+            stride = stride.saturating_mul(size);
+            size < 2 || found == expected
+        })
+    }
+
     /// The numbers as f32, rounded to nearest; `name` is for messages.
     pub(crate) fn to_f32(&self, name: &str) -> Result<Vec<f32>> {
         match self.element {
@@ -174,11 +184,15 @@ impl<'a> Tensor<'a> {
                 words.len()
             );
         }
+        // In range, both ways: `strided` has checked the last element, and no sum below exceeds twice its place.
+        if self.is_row_major() {
+            let words = words.get(self.offset..).unwrap_or_default();
+            return Ok(words.iter().take(self.num_elements).map(|&word| convert(word)).collect());
+        }
         let mut values = Vec::with_capacity(self.num_elements);
         let mut index = vec![0; self.shape.len()];
         let mut at = self.offset;
         for _ in 0..self.num_elements {
-            // In range: `strided` has checked the last element, the sums below stay under twice its place.
             values.push(convert(words[at]));
             for axis in (0..index.len()).rev() {
                 index[axis] += 1;

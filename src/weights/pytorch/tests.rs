@@ -115,6 +115,8 @@ fn a_file_lists_its_tensors_whatever_its_name() {
     assert_eq!((contents.tensors[0].element_type.as_str(), contents.tensors[0].shape.as_slice()), ("F32", &[20][..]));
     let has = |name: &str| contents.others.iter().any(|tensor| tensor.name == name);
     assert!(has("state_dict.module.head.weight") && has("optimizer.state.0.exp_avg") && has("rng"));
+    let counts = contents.others.iter().find(|tensor| tensor.name == "counts").unwrap();
+    assert_eq!((counts.element_type.as_str(), counts.shape.as_slice()), ("U16", &[3][..]));
 
     let error = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();

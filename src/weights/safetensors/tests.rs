@@ -288,7 +288,18 @@ fn a_header_whose_length_looks_like_another_format_is_read() {
     let padding = b" ".repeat(640 - header.len());
     let padded = [&640u64.to_le_bytes()[..], header, &padding, data].concat();
     assert!(padded.starts_with(b"\x80\x02"), "the first bytes of a pickle");
-    assert!(read(&padded, None).is_ok());
+    let weights = read(&padded, None).unwrap();
+    assert_eq!(crate::weights::read(&padded, &ReadOptions::default()).unwrap(), weights);
+}
+
+#[test]
+fn long_lists_of_networks_are_cut() {
+    let mut file = Builder::default();
+    for i in 10..40 {
+        file.set(&format!("n{i}.weight_ih"), &[16, 3]);
+        file.set(&format!("n{i}.weight_hh"), &[16, 4]);
+    }
+    assert!(file.error().contains("\"n15.\" (LSTM), and 24 more; choose one"), "{}", file.error());
 }
 
 #[test]
