@@ -9,6 +9,7 @@ use npyz::WriterBuilder;
 use npyz::npz::{NpzArchive, NpzWriter};
 use npyz::zip::write::FileOptions;
 use safetensors::tensor::{Dtype, TensorView};
+use wgpu_lstm::weights::safetensors::read_tensor;
 use wgpu_lstm::{Direction, Layout, LstmSpec, LstmWeights, SequenceBatch, reference};
 
 /// A folder for one test, and the files in it.
@@ -464,6 +465,51 @@ fn info_describes_the_model() {
     assert_eq!(json["layers"][1]["direction"], "bidirectional");
     assert_eq!(json["tensors"].as_array().unwrap().len(), 20);
     assert_eq!(json["tensors"][0]["dtype"], "F32");
+}
+
+/// A file of `tests/data/checkpoints`, see `tools/make_checkpoints.py`.
+fn checkpoint(name: &str) -> String {
+    format!("{}/tests/data/checkpoints/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn checkpoints_of_pytorch_run_like_safetensors() {
+    let folder = Folder::new("checkpoints");
+    let golden = fs::read(checkpoint("lstm.safetensors")).unwrap();
+    let [x, output] = ["x", "output"].map(|name| read_tensor(&golden, name).unwrap());
+    let input = folder.npz("in.npz", &[("x", Array::F32(x.0, x.1))]);
+    let out = folder.path("out.npz");
+    for prefix in [&[][..], &["--prefix", "encoder"], &["--prefix", "state_dict.module.encoder."]] {
+        let model = checkpoint("lstm.pt");
+        good(&[&["run", &model, "-i", &input, "-o", &out, "--device", "cpu"], prefix].concat());
+        let (shape, found) = read(&out, "output");
+        assert_eq!(shape, output.0.iter().map(|&n| n as u64).collect::<Vec<_>>());
+        assert_close(&found, &output.1);
+    }
+}
+
+#[test]
+fn info_describes_checkpoints_and_refuses_code() {
+    let printed = good(&["info", &checkpoint("lstm.pt")]);
+    for needle in ["LSTM 3 → 5, 2 layers", "PyTorch checkpoint, prefix \"state_dict.module.encoder.\"", "rng"] {
+        assert!(printed.contains(needle), "{needle}: {printed}");
+    }
+    assert!(good(&["info", &checkpoint("gru.pt")]).contains("GRU 4 → 3, 2 layers, bidirectional"));
+    let json: serde_json::Value = serde_json::from_str(&good(&["info", &checkpoint("gru.pt"), "--json"])).unwrap();
+    assert_eq!((&json["layers"][1]["cell"], &json["format"]), (&"GRU".into(), &"PyTorch checkpoint".into()));
+    fails(1, "os.system: would run code", &["info", &checkpoint("hostile_reduce.pt")]);
+    fails(1, "weights_only=True", &["info", &checkpoint("legacy.pt")]);
+}
+
+#[test]
+fn the_activation_of_an_rnn_is_an_option_of_rnns_alone() {
+    let model = checkpoint("rnn_relu.pt");
+    assert!(good(&["info", &model]).contains("RNN 4 → 3, 1 layer, forward, Tanh"));
+    assert!(good(&["info", &model, "--rnn-activation", "relu"]).contains("RNN 4 → 3, 1 layer, forward, Relu"));
+    for command in ["info", "bench"] {
+        let refused = [command, &checkpoint("gru.pt"), "--rnn-activation", "tanh"];
+        fails(1, "rnn_activation: expected none for \"\", a GRU, found Tanh", &refused);
+    }
 }
 
 #[test]

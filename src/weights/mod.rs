@@ -1,6 +1,7 @@
 //! Stage 1, read: foreign tensors → canonical weights.
 //!
-//! In:  slices, or a safetensors file with PyTorch's names ([`safetensors`]).
+//! In:  slices, or a file: safetensors ([`safetensors`]) or a PyTorch checkpoint ([`pytorch`]), with the names of
+//!      PyTorch, Candle or Burn.
 //! Out: [`LstmWeights`]: f32, gate rows in the order i f g o or r z n, checked against the spec and for finiteness.
 //! Afterwards no code asks about names or gate order again.
 //! Not here: the layout of any device (`pack`, `cpu`).
@@ -8,8 +9,19 @@
 use crate::error::{Result, bail};
 use crate::spec::{LayerSpec, LstmSpec};
 
+mod source;
+#[cfg(any(feature = "safetensors", feature = "pytorch"))]
+mod tensor;
+#[cfg(any(feature = "safetensors", feature = "pytorch"))]
+mod state_dict;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
+#[cfg(feature = "pytorch")]
+pub mod pytorch;
+mod file;
+
+pub use file::{read, read_file, read_file_with_contents};
+pub use source::{FileContents, ReadOptions, TensorInfo};
 
 /// The weights of one layer in one direction, in PyTorch's shapes. G gates: 4 of an LSTM in the order i f g o, 3 of a
 /// GRU in the order r z n, 1 of an RNN.

@@ -4,6 +4,8 @@ mod comparer;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod data;
+#[cfg(all(feature = "safetensors", feature = "pytorch"))]
+mod files;
 #[path = "../gpu/fixture.rs"]
 #[allow(dead_code, reason = "the GPU tests use all of it")]
 mod fixture;

@@ -66,9 +66,14 @@ pub(crate) fn options(layer: &LayerSpec) -> Vec<String> {
     add(clip.is_some(), format!("activation clip {}", clip.unwrap_or(0.0)));
     for d in 0..layer.num_directions() {
         let (own, usual) = (layer.cell.activations(d), default.activations(d));
-        if own != usual {
-            let names: Vec<String> = own.iter().map(|(role, f)| format!("{role} {f}")).collect();
-            add(true, format!("activations {}{}", names.join(" "), if d == 1 { " in reverse" } else { "" }));
+        let reverse = if d == 1 { " in reverse" } else { "" };
+        match own.as_slice() {
+            // No file of PyTorch's says which one it is, so it is always told.
+            [(_, f)] => add(d == 0 || own != layer.cell.activations(0), format!("{f}{reverse}")),
+            _ => {
+                let names: Vec<String> = own.iter().map(|(role, f)| format!("{role} {f}")).collect();
+                add(own != usual, format!("activations {}{reverse}", names.join(" ")));
+            }
         }
     }
     options
@@ -93,7 +98,7 @@ pub(crate) fn flops(spec: &LstmSpec, valid_rows: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wgpu_lstm::{Activation, GruCell, LstmCell};
+    use wgpu_lstm::{Activation, GruCell, LstmCell, RnnCell};
 
     #[test]
     fn flops_count_layers_directions_and_projection() {
@@ -117,6 +122,8 @@ mod tests {
             describe(&spec.cell(CellSpec::Gru(gru)).build().unwrap()),
             "GRU 12 → 32, 1 layer, bidirectional, directions summed, reset before the product, activation clip 3"
         );
+        let spec = LstmSpec::stack(12, 32, 1).cell(CellSpec::Rnn(RnnCell::default())).build().unwrap();
+        assert_eq!(describe(&spec), "RNN 12 → 32, 1 layer, forward, Tanh");
         let mut cell = LstmCell {
             peepholes: true,
             coupled_input_forget: true,

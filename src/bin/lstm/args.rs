@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wgpu_lstm::{DeviceChoice, Layout};
+use wgpu_lstm::{Activation, DeviceChoice, Layout};
 
 use crate::common::units::parse_bytes;
 
@@ -50,11 +50,32 @@ pub(crate) struct BudgetOption {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelOption {
-    /// Weights: a safetensors file with PyTorch's names
+    /// Weights: a safetensors file (names of PyTorch, Candle or Burn) or a PyTorch checkpoint (.pt, .pth)
     pub(crate) model: PathBuf,
-    /// What stands before PyTorch's own tensor names, for example `encoder.lstm`; needed if there are several
+    /// What stands before the network's own tensor names, for example `encoder.lstm`; needed if there are several
     #[arg(long, value_name = "PREFIX")]
     pub(crate) prefix: Option<String>,
+    /// The activation of an RNN, which weights do not tell [default: tanh]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) rnn_activation: Option<RnnActivation>,
+}
+
+/// The activations of `torch.nn.RNN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RnnActivation {
+    /// tanh x
+    Tanh,
+    /// max(0, x)
+    Relu,
+}
+
+impl From<RnnActivation> for Activation {
+    fn from(name: RnnActivation) -> Self {
+        match name {
+            RnnActivation::Tanh => Activation::Tanh,
+            RnnActivation::Relu => Activation::Relu,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -220,6 +241,7 @@ mod tests {
             "-o y.npz --layout sideways",
             "-o y.npz --memory-budget 512",
             "-o y.npz --verify=none",
+            "-o y.npz --rnn-activation sigmoid",
             "--expect y.npz --rtol -1",
             "--expect y.npz --atol NaN",
             "-o y.npz --colour",

@@ -2,16 +2,17 @@
 
 use serde_json::{Value, json};
 use wgpu_lstm::LstmSpec;
+use wgpu_lstm::weights::{FileContents, TensorInfo};
 
 use crate::args::InfoOptions;
 use crate::common::failure::{Result, say};
 use crate::common::spec_text::{describe, direction_name, options as layer_options};
 use crate::common::table;
 use crate::common::units::{bytes, grouped};
-use crate::model::{self, FileInfo, TensorInfo};
+use crate::model;
 
 pub(crate) fn info(options: &InfoOptions) -> Result<()> {
-    let (weights, file) = model::read_with_info(&options.model)?;
+    let (weights, file) = model::read_with_contents(&options.model)?;
     let spec = weights.spec();
     if options.json {
         return say!("{:#}", to_json(&options.model.model.display().to_string(), spec, &file));
@@ -30,7 +31,7 @@ pub(crate) fn info(options: &InfoOptions) -> Result<()> {
         }
     }
     say!("")?;
-    say!("tensors, prefix {:?}", file.prefix)?;
+    say!("tensors, {}, prefix {:?}", file.format, file.prefix)?;
     for line in table::lines(&file.tensors.iter().map(tensor_row).collect::<Vec<_>>(), &[0, 1, 2]) {
         say!("  {line}")?;
     }
@@ -63,10 +64,10 @@ fn layer_rows(spec: &LstmSpec) -> Vec<Vec<String>> {
 }
 
 fn tensor_row(tensor: &TensorInfo) -> Vec<String> {
-    vec![tensor.name.clone(), tensor.dtype.clone(), format!("{:?}", tensor.shape)]
+    vec![tensor.name.clone(), tensor.element_type.clone(), format!("{:?}", tensor.shape)]
 }
 
-fn to_json(path: &str, spec: &LstmSpec, file: &FileInfo) -> Value {
+fn to_json(path: &str, spec: &LstmSpec, file: &FileContents) -> Value {
     let layers: Vec<Value> = spec
         .layers()
         .iter()
@@ -85,10 +86,11 @@ fn to_json(path: &str, spec: &LstmSpec, file: &FileInfo) -> Value {
         })
         .collect();
     let tensors = |list: &[TensorInfo]| -> Vec<Value> {
-        list.iter().map(|t| json!({ "name": t.name, "dtype": t.dtype, "shape": t.shape })).collect()
+        list.iter().map(|t| json!({ "name": t.name, "dtype": t.element_type, "shape": t.shape })).collect()
     };
     json!({
         "file": path,
+        "format": file.format,
         "prefix": file.prefix,
         "num_layers": spec.num_layers(),
         "input_size": spec.input_size(),

@@ -1,4 +1,9 @@
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+
 use super::*;
+use crate::cell::{CellSpec, GruCell, RnnCell};
+use crate::spec::{Direction, LstmSpec};
 use crate::weights::uniform;
 
 /// A file under construction.
@@ -100,40 +105,210 @@ fn the_prefix_decides_between_several() {
     file.set("post.gru.weight_hh_l0", &[12, 4]);
     assert_eq!(
         file.error(),
-        "prefix: the file holds several LSTMs: \"decoder.\", \"encoder.\"; choose one (`--prefix` on the command line)"
+        "prefix: the file holds several networks: \"decoder.\" (LSTM), \"encoder.\" (LSTM), \"post.gru.\" (GRU); choose \
+         one (`--prefix` on the command line)"
     );
     let bytes = file.bytes();
     let first = |prefix| read(&bytes, Some(prefix)).unwrap().cells()[0].weight_ih[0];
     assert_ne!(first("encoder"), first("decoder."));
     let error = |prefix| read(&bytes, Some(prefix)).unwrap_err().to_string();
-    assert_eq!(error("enc"), "prefix: expected one of \"decoder.\", \"encoder.\", found \"enc\"");
-    assert_eq!(error(""), "prefix: expected one of \"decoder.\", \"encoder.\", found \"\"");
-    assert!(error("post.gru").contains("torch.nn.GRU"));
+    assert!(error("enc").ends_with("\"post.gru.\" (GRU), found \"enc\""), "{}", error("enc"));
+    assert!(error("").starts_with("prefix: expected one of \"decoder.\" (LSTM), \"encoder.\" (LSTM)"), "{}", error(""));
+    assert_eq!(read(&bytes, Some("post.gru")).unwrap().spec().layers()[0].cell.name(), "GRU");
 
-    // A GRU beside one LSTM leaves no doubt, and the top level can be named.
+    // The top level can be named.
     let mut file = stack("");
-    file.set("post.gru.weight_hh_l0", &[12, 4]);
-    assert!(file.read().is_ok());
     file.0.extend(stack("decoder.").0);
-    assert!(file.error().contains("\"\" (the top level), \"decoder.\""), "{}", file.error());
+    assert!(file.error().contains("\"\" (the top level, LSTM), \"decoder.\" (LSTM)"), "{}", file.error());
     assert!(read(&file.bytes(), Some("")).is_ok());
 }
 
+/// A stack of another network than an LSTM: two layers, I=3, H=4.
+fn other(prefix: &str, gates: usize, suffixes: &[&str]) -> Builder {
+    let mut file = Builder::default();
+    for (layer, input_size) in [(0, 3), (1, 4 * suffixes.len())] {
+        for suffix in suffixes {
+            for (stem, shape) in [
+                ("weight_ih", &[4 * gates, input_size][..]),
+                ("weight_hh", &[4 * gates, 4]),
+                ("bias_ih", &[4 * gates]),
+                ("bias_hh", &[4 * gates]),
+            ] {
+                file.set(&format!("{prefix}{stem}_l{layer}{suffix}"), shape);
+            }
+        }
+    }
+    file
+}
+
 #[test]
-fn other_networks_are_named() {
-    let gru = Builder::default().f32("weight_ih_l0", &[12, 3]).f32("weight_hh_l0", &[12, 4]);
+fn the_rows_of_weight_hh_tell_the_networks_apart() {
+    let gru = LstmSpec::stack(3, 4, 2).cell(CellSpec::Gru(GruCell::default()));
+    let rnn = LstmSpec::stack(3, 4, 2).cell(CellSpec::Rnn(RnnCell::default()));
+    for prefix in ["", "net.gru."] {
+        let both = ["", "_reverse"];
+        assert_eq!(*other(prefix, 3, &[""]).read().unwrap().spec(), gru.build().unwrap());
+        let spec = gru.direction(Direction::Bidirectional).build().unwrap();
+        assert_eq!(*other(prefix, 3, &both).read().unwrap().spec(), spec);
+        assert_eq!(*other(prefix, 1, &[""]).read().unwrap().spec(), rnn.build().unwrap());
+        let spec = rnn.direction(Direction::Bidirectional).build().unwrap();
+        assert_eq!(*other(prefix, 1, &both).read().unwrap().spec(), spec);
+    }
+    let cell = Builder::default().f32("a.weight_ih", &[4, 3]).f32("a.weight_hh", &[4, 4]);
+    let spec = LstmSpec::stack(3, 4, 1).cell(CellSpec::Rnn(RnnCell::default())).bias(false).build().unwrap();
+    assert_eq!(*cell.read().unwrap().spec(), spec);
+
+    // The first layer decides; a shape of another network in a later one is an error.
+    let error = other("", 3, &[""]).f32("weight_hh_l1", &[16, 4]).error();
+    assert_eq!(error, "weight_hh_l1: expected [3·hidden_size, hidden_size] = [12, 4], found [16, 4]");
+    let error = other("", 3, &[""]).f32("weight_hh_l0_raw", &[1]).error();
+    assert!(error.starts_with("weight_hh_l0_raw: not a tensor of torch.nn.GRU"), "{error}");
+    let error = other("", 1, &[""]).without("bias_hh_l1").error();
+    assert_eq!(error, "bias_hh_l1: missing, though bias_ih_l0 is there");
+    // Projections are those of an LSTM, whatever the rows of weight_hh are to its columns.
+    let file =
+        Builder::default().f32("weight_ih_l0", &[24, 3]).f32("weight_hh_l0", &[24, 8]).f32("weight_hr_l0", &[8, 6]);
+    assert!(file.error().contains("projection_size: expected less than hidden_size 6, found 8"), "{}", file.error());
+}
+
+#[test]
+fn the_activation_of_an_rnn_is_chosen_and_that_of_others_refused() {
+    use crate::activation::Activation;
+    use crate::weights::{self, ReadOptions};
+    let relu = ReadOptions { rnn_activation: Some(Activation::Relu), ..ReadOptions::default() };
+    let rnn = other("", 1, &[""]).bytes();
+    let cell = |options| weights::read(&rnn, options).unwrap().spec().layers()[1].cell;
+    let default = ReadOptions::default();
+    assert_eq!(cell(&default).activations(0), [("f", Activation::Tanh)]);
+    assert_eq!(cell(&relu).activations(1), [("f", Activation::Relu)]);
+    for (bytes, network) in [(stack("a.").bytes(), "an LSTM"), (other("a.", 3, &[""]).bytes(), "a GRU")] {
+        let error = weights::read(&bytes, &relu).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.to_string(), format!("rnn_activation: expected none for \"a.\", {network}, found Relu"));
+    }
+}
+
+#[test]
+fn wrappers_need_not_be_named() {
+    for wrapper in ["module.", "model.", "_orig_mod.", "state_dict.module._orig_mod."] {
+        let bytes = stack(&format!("{wrapper}encoder.lstm.")).bytes();
+        for asked in ["encoder.lstm", "encoder.lstm.", "module.encoder.lstm"] {
+            assert!(read(&bytes, Some(asked)).is_ok(), "{wrapper} {asked}");
+        }
+        assert!(read(&bytes, Some("lstm")).is_err());
+        assert!(read(&stack(wrapper).bytes(), Some("")).is_ok());
+    }
+    // An exact match goes before one without wrappers; two of those are one too many.
+    let mut file = stack("model.lstm.");
+    file.0.extend(stack("lstm.").0);
+    assert!(read(&file.bytes(), Some("lstm")).is_ok());
+    file.0.extend(stack("ema.module.lstm.").0);
+    file.0.extend(stack("ema.model.lstm.").0);
     assert_eq!(
-        gru.error(),
-        "weight_hh: expected [4·hidden_size, hidden_size], found [3·hidden_size, hidden_size]: this is torch.nn.GRU, \
-         not an LSTM"
+        read(&file.bytes(), Some("ema.lstm")).unwrap_err().to_string(),
+        "prefix: \"ema.lstm\" fits \"ema.model.lstm.\" (LSTM), \"ema.module.lstm.\" (LSTM); give the whole prefix"
     );
-    let rnn = Builder::default().f32("a.weight_ih", &[4, 3]).f32("a.weight_hh", &[4, 4]);
-    assert!(rnn.error().contains("this is torch.nn.RNN"), "{}", rnn.error());
+}
+
+/// Burn's module with these gates: I=3, H=4.
+fn burn(prefix: &str, gates: &[&str]) -> Builder {
+    let mut file = Builder::default();
+    for gate in gates {
+        for (transform, input_size) in [("input_transform", 3), ("hidden_transform", 4)] {
+            file.set(&format!("{prefix}{gate}.{transform}.weight"), &[input_size, 4]);
+            file.set(&format!("{prefix}{gate}.{transform}.bias"), &[4]);
+        }
+    }
+    file
+}
+
+const BURN_LSTM: [&str; 4] = ["input_gate", "forget_gate", "cell_gate", "output_gate"];
+
+#[test]
+fn the_modules_of_burn_are_read() {
+    let lstm = burn("encoder.", &BURN_LSTM);
+    assert_eq!(list_prefixes(&lstm.bytes()).unwrap(), ["encoder."]);
+    let weights = read(&lstm.bytes(), Some("encoder")).unwrap();
+    assert_eq!(*weights.spec(), LstmSpec::stack(3, 4, 1).build().unwrap());
+    // Row 6 of weight_ih [4H, I] is unit 2 of the forget gate: column 2 of its [in, out].
+    let (_, forget) = read_tensor(&lstm.bytes(), "encoder.forget_gate.input_transform.weight").unwrap();
+    assert_eq!(weights.cells()[0].weight_ih[6 * 3..7 * 3], [forget[2], forget[6], forget[10]]);
+
+    let gates = ["reset_gate", "update_gate", "new_gate"];
+    let gru = burn("", &gates);
+    let (_, update) = read_tensor(&gru.bytes(), "update_gate.hidden_transform.bias").unwrap();
+    let weights = gru.read().unwrap();
+    assert_eq!(weights.spec().layers()[0].cell, CellSpec::Gru(GruCell::default()));
+    assert_eq!(weights.cells()[0].bias_hh.as_ref().unwrap()[4..8], update);
+
+    let mut both = burn("m.forward.", &["gate"]);
+    both.0.extend(burn("m.reverse.", &["gate"]).0);
+    let spec = LstmSpec::stack(3, 4, 1).cell(CellSpec::Rnn(RnnCell::default())).direction(Direction::Bidirectional);
+    assert_eq!(list_prefixes(&both.bytes()).unwrap(), ["m."]);
+    assert_eq!(*both.read().unwrap().spec(), spec.build().unwrap());
+    // One half alone is a module that happens to have that name; two of different kinds are two.
+    assert_eq!(list_prefixes(&burn("m.forward.", &gates).bytes()).unwrap(), ["m.forward."]);
+    both.0.extend(burn("m.reverse.", &gates).0);
+    both.0.retain(|name, _| !name.starts_with("m.reverse.gate"));
+    assert_eq!(list_prefixes(&both.bytes()).unwrap(), ["m.forward.", "m.reverse."]);
+}
+
+#[test]
+fn what_is_wrong_with_a_module_of_burn_is_named() {
+    let lstm = || burn("", &BURN_LSTM);
+    for (name, message) in [
+        ("cell_gate.input_transform.weight", "cell_gate.input_transform.weight: missing, though "),
+        ("output_gate.hidden_transform.bias", "output_gate.hidden_transform.bias: missing, though "),
+        ("input_gate.input_transform.weight", "input_gate.input_transform.weight: missing, though "),
+        ("forget_gate.input_transform.weight", "forget_gate.input_transform.weight: missing, though "),
+    ] {
+        let error = lstm().without(name).error();
+        assert!(error.starts_with(message), "{error}");
+    }
+    let mut one_coupled = burn("forward.", &BURN_LSTM);
+    one_coupled.0.extend(burn("reverse.", &["input_gate", "cell_gate", "output_gate"]).0);
+    let error = one_coupled.error();
+    assert!(error.starts_with("reverse.forget_gate.input_transform.weight: missing"), "{error}");
+    let error = lstm().f32("forget_gate.input_transform.weight", &[5, 4]).error();
+    assert!(error.contains("expected [input_size, hidden_size] = [3, 4], found [5, 4]"), "{error}");
+    let error = lstm().f32("cell_gate.hidden_transform.weight", &[4, 5]).error();
+    assert_eq!(error, "cell_gate.hidden_transform.weight: expected [hidden_size, hidden_size] = [4, 4], found [4, 5]");
+    // What BurnToPyTorchAdapter writes is [out, in].
+    let mut turned = lstm();
+    for gate in BURN_LSTM {
+        turned.set(&format!("{gate}.input_transform.weight"), &[4, 3]);
+    }
+    assert!(turned.error().contains("saved through BurnToPyTorchAdapter?"), "{}", turned.error());
+}
+
+#[test]
+fn a_header_whose_length_looks_like_another_format_is_read() {
+    let bytes = Builder::default().f32("l.weight_ih", &[16, 3]).f32("l.weight_hh", &[16, 4]).bytes();
+    let (header, data) = bytes[8..].split_at(u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize);
+    let padding = b" ".repeat(640 - header.len());
+    let padded = [&640u64.to_le_bytes()[..], header, &padding, data].concat();
+    assert!(padded.starts_with(b"\x80\x02"), "the first bytes of a pickle");
+    let weights = read(&padded, None).unwrap();
+    assert_eq!(crate::weights::read(&padded, &ReadOptions::default()).unwrap(), weights);
+}
+
+#[test]
+fn long_lists_of_networks_are_cut() {
+    let mut file = Builder::default();
+    for i in 10..40 {
+        file.set(&format!("n{i}.weight_ih"), &[16, 3]);
+        file.set(&format!("n{i}.weight_hh"), &[16, 4]);
+    }
+    assert!(file.error().contains("\"n15.\" (LSTM), and 24 more; choose one"), "{}", file.error());
+}
+
+#[test]
+fn a_file_without_a_network_lists_what_it_has() {
     let linear = Builder::default().f32("linear.weight", &[4, 3]).f32("linear.bias", &[4]);
     assert_eq!(
         linear.error(),
-        "no LSTM in the file: looked for weight_ih_l0 (torch.nn.LSTM) and weight_ih (torch.nn.LSTMCell) under any \
-         prefix, found linear.bias, linear.weight"
+        "no LSTM, GRU or RNN in the file: looked for weight_ih_l0 (torch.nn.LSTM), weight_ih (torch.nn.LSTMCell) and \
+         input_gate.input_transform.weight (Burn) under any prefix, found linear.bias, linear.weight"
     );
     assert!(Builder::default().error().ends_with("found no tensors"));
 }

@@ -1,0 +1,433 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::ErrorKind;
+use crate::activation::Activation;
+use crate::cell::{CellSpec, GruCell, RnnCell};
+use crate::spec::{Direction, LstmSpec};
+use crate::weights::{self, safetensors, uniform};
+
+/// A file of `tests/data/checkpoints`, written by `tools/make_checkpoints.py`.
+fn fixture(name: &str) -> Vec<u8> {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "data", "checkpoints", name].iter().collect();
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+const FIXTURES: [&str; 8] = ["lstm", "gru", "rnn_relu", "cells", "bf16", "f16", "f64", "views"];
+
+fn error_of(bytes: &[u8]) -> String {
+    read(bytes, None).unwrap_err().to_string()
+}
+
+/// A zip archive of stored entries.
+fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut archive = rawzip::ZipArchiveWriter::new(&mut bytes);
+    for (name, data) in entries {
+        let (mut entry, config) =
+            archive.new_file(name).compression_method(rawzip::CompressionMethod::STORE).start().unwrap();
+        let mut writer = config.wrap(&mut entry);
+        std::io::Write::write_all(&mut writer, data).unwrap();
+        let (_, descriptor) = writer.finish().unwrap();
+        entry.finish(descriptor).unwrap();
+    }
+    archive.finish().unwrap();
+    bytes
+}
+
+/// A checkpoint with this pickle and one record of 64 bytes.
+fn checkpoint(pickle: &[u8]) -> Vec<u8> {
+    zip(&[("a/data.pkl", pickle), ("a/data/0", &[0; 64])])
+}
+
+/// The opcodes of a tensor in a storage of f32; `shape` and `strides` are opcodes too.
+fn tensor(stored: u16, offset: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
+    let [low, high] = stored.to_le_bytes();
+    let storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuM";
+    let function = b"ctorch._utils\n_rebuild_tensor_v2\n(";
+    [function, &storage[..], &[low, high, b't', b'Q', b'K', offset], shape, strides, b"\x89NtR"].concat()
+}
+
+/// The pickle of a dict with one tensor of one axis, 16 elements stored.
+fn tensor_pickle(name: &str, offset: u8, shape: u8, stride: u8) -> Vec<u8> {
+    let length = (name.len() as u32).to_le_bytes();
+    let tensor = tensor(16, offset, &[b'K', shape, 0x85], &[b'K', stride, 0x85]);
+    [b"\x80\x02}X", &length[..], name.as_bytes(), &tensor, b"s."].concat()
+}
+
+#[test]
+fn checkpoints_hold_what_pytorch_says() {
+    for name in FIXTURES {
+        let golden = fixture(&format!("{name}.safetensors"));
+        let prefix = match name {
+            "cells" => Some("a"),
+            _ => None,
+        };
+        let found = read(&fixture(&format!("{name}.pt")), prefix).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(found, safetensors::read(&golden, None).unwrap(), "{name}");
+    }
+    let spec = |name, prefix| read(&fixture(name), prefix).unwrap().spec().clone();
+    let lstm = LstmSpec::stack(3, 5, 2).direction(Direction::Bidirectional).projection(2).build().unwrap();
+    assert_eq!(spec("lstm.pt", None), lstm);
+    let gru = LstmSpec::stack(4, 3, 2).cell(CellSpec::Gru(GruCell::default())).direction(Direction::Bidirectional);
+    assert_eq!(spec("gru.pt", None), gru.build().unwrap());
+    let gru_cell = LstmSpec::stack(4, 3, 1).cell(CellSpec::Gru(GruCell::default()));
+    assert_eq!(spec("cells.pt", Some("model_state.a")), gru_cell.build().unwrap());
+    assert_eq!(spec("cells.pt", Some("b")), LstmSpec::stack(4, 3, 1).build().unwrap());
+    let rnn = LstmSpec::stack(4, 3, 1).cell(CellSpec::Rnn(RnnCell::default()));
+    assert_eq!(spec("rnn_relu.pt", None), rnn.build().unwrap());
+}
+
+#[test]
+fn every_option_reaches_the_weights() {
+    let options = ReadOptions { rnn_activation: Some(Activation::Relu), ..ReadOptions::default() };
+    let relu = weights::read(&fixture("rnn_relu.pt"), &options).unwrap();
+    assert_eq!(relu.spec().layers()[0].cell.activations(0), [("f", Activation::Relu)]);
+    let error = weights::read(&fixture("gru.pt"), &options).unwrap_err().to_string();
+    assert_eq!(error, "rnn_activation: expected none for \"\", a GRU, found Relu");
+}
+
+#[test]
+fn prefixes_are_found_with_and_without_wrappers() {
+    let bytes = fixture("lstm.pt");
+    assert_eq!(list_prefixes(&bytes).unwrap(), ["state_dict.module.encoder."]);
+    for prefix in ["encoder", "encoder.", "module.encoder", "state_dict.module.encoder"] {
+        assert!(read(&bytes, Some(prefix)).is_ok(), "{prefix}");
+    }
+    assert_eq!(
+        read(&bytes, Some("decoder")).unwrap_err().to_string(),
+        "prefix: expected one of \"state_dict.module.encoder.\" (LSTM), found \"decoder\""
+    );
+    assert!(error_of(&fixture("cells.pt")).contains("\"model_state.a.\" (GRU), \"model_state.b.\" (LSTM)"));
+}
+
+#[test]
+fn a_file_lists_its_tensors_whatever_its_name() {
+    let folder = std::env::temp_dir().join(format!("wgpu-lstm-pytorch-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("weights.bin");
+    std::fs::write(&path, fixture("lstm.pt")).unwrap();
+    let (weights, contents) = weights::read_file_with_contents(&path, &ReadOptions::default()).unwrap();
+    assert_eq!(weights, read_file(&path, None).unwrap());
+    assert_eq!((contents.format, contents.prefix.as_str()), ("PyTorch checkpoint", "state_dict.module.encoder."));
+    assert_eq!(contents.tensors.len(), 20);
+    assert_eq!(contents.tensors[0].name, "state_dict.module.encoder.bias_hh_l0");
+    assert_eq!((contents.tensors[0].element_type.as_str(), contents.tensors[0].shape.as_slice()), ("F32", &[20][..]));
+    let has = |name: &str| contents.others.iter().any(|tensor| tensor.name == name);
+    assert!(has("state_dict.module.head.weight") && has("optimizer.state.0.exp_avg") && has("rng"));
+    let counts = contents.others.iter().find(|tensor| tensor.name == "counts").unwrap();
+    assert_eq!((counts.element_type.as_str(), counts.shape.as_slice()), ("U16", &[3][..]));
+
+    let error = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let error = weights::read_file(&path, &ReadOptions::default()).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
+        error
+    };
+    assert_eq!(error(b"").kind(), ErrorKind::InvalidFile);
+    assert_eq!(error(b"PK\x03\x04 and no more").kind(), ErrorKind::InvalidFile);
+    assert!(error(b"\x93NUMPY\x01").to_string().contains("a numpy array"));
+    assert!(error(b"\x89HDF\r\n\x1a\n").to_string().contains("a file of Keras"));
+    assert!(error(&zip(&[("config.json", b"{}")])).to_string().contains("a file of Keras"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(weights::read_file(&path, &ReadOptions::default()).unwrap_err().kind(), ErrorKind::InvalidFile);
+}
+
+#[test]
+fn code_is_refused_by_name() {
+    for (name, offender) in [
+        ("reduce", "os.system"),
+        ("stack_global", "posix.system"),
+        ("inst", "os.system"),
+        ("obj", "os.system"),
+        ("newobj", "subprocess.Popen"),
+        ("build", "builtins.eval"),
+        ("getattr", "__builtin__.getattr"),
+        ("nested", "os.system"),
+        ("obj_allowed", "OBJ"),
+        ("newobj_allowed", "NEWOBJ"),
+        ("build_allowed", "BUILD"),
+        ("extension", "EXT"),
+    ] {
+        let error = read(&fixture(&format!("hostile_{name}.pt")), None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}: {error}");
+        let message = error.to_string();
+        assert!(
+            message.starts_with("data.pkl: byte ") && message.contains(&format!(": {offender}: ")),
+            "{name}: {message}"
+        );
+    }
+    let error = error_of(&fixture("module.pt"));
+    assert!(
+        error.contains("torch.nn.modules.rnn.GRU: would run code") && error.contains("module.state_dict()"),
+        "{error}"
+    );
+    let error = error_of(&fixture("torchscript.pt"));
+    assert!(error.contains("TorchScript") && error.contains("torch.jit.load"), "{error}");
+}
+
+#[test]
+fn older_formats_are_refused_with_advice() {
+    let legacy = fixture("legacy.pt");
+    let error = weights::read(&legacy, &ReadOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("torch.save(torch.load(path, weights_only=True), new_path)"), "{error}");
+    assert!(error_of(&legacy).contains("found a pickle"));
+    let mut tar = vec![0; 512];
+    tar[257..262].copy_from_slice(b"ustar");
+    let error = weights::read(&tar, &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("a tar archive") && error.contains("weights_only"), "{error}");
+}
+
+#[test]
+fn archives_that_lie_are_refused() {
+    let good = tensor_pickle("t", 0, 16, 1);
+    let storage = [0u8; 64];
+    let error = |entries: &[(&str, &[u8])]| error_of(&zip(entries));
+    let pickle = ("a/data.pkl", good.as_slice());
+    // What stands in for a good file: its one tensor is no network.
+    assert!(error(&[pickle, ("a/data/0", &storage)]).ends_with("found t"));
+
+    assert_eq!(
+        error(&[pickle, ("a/data/0", &storage), ("a/byteorder", b"big")]),
+        "byteorder: expected \"little\", found \"big\""
+    );
+    assert_eq!(error(&[pickle]), "t: expected the record \"data/0\", found none");
+    assert_eq!(
+        error(&[pickle, ("a/data/0", &storage[..60])]),
+        "t: data/0: expected 16 elements of 4 bytes, found 60 bytes"
+    );
+    assert!(error(&[("weights.npy", b"")]).ends_with("as torch.save writes it, found weights.npy"));
+    assert!(error(&[pickle, ("b/data.pkl", b"")]).contains("found two"));
+    assert!(error(&[pickle, pickle]).contains("expected one entry of this name, found two"));
+    assert!(error(&[("a/b/data.pkl", b"")]).contains("expected NAME/data.pkl"));
+
+    // A bit of an entry's description in the central directory and locally.
+    let archive = zip(&[pickle, ("a/data/0", &storage)]);
+    let directory = archive.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    let changed = |at: usize, value: u8| {
+        let mut archive = archive.clone();
+        archive[at] = value;
+        error_of(&archive)
+    };
+    assert!(
+        changed(directory + 10, 8).contains("data.pkl: expected a stored record"),
+        "{}",
+        changed(directory + 10, 8)
+    );
+    assert!(changed(directory + 8, 1).contains("encrypted"), "{}", changed(directory + 8, 1));
+    assert!(changed(directory + 20, archive[directory + 20] + 40).contains("overlap"));
+    assert!(changed(directory + 23, 0x7f).contains("not a complete zip archive"));
+    let end = archive.len() - 22;
+    assert!(changed(end + 10, 3).contains("expected 3 entries in the archive, found 2"), "{}", changed(end + 10, 3));
+    assert!(error_of(&archive[..archive.len() - 1]).contains("not a complete zip archive"));
+}
+
+#[test]
+fn views_outside_their_storage_are_refused() {
+    let error = |offset, shape, stride| error_of(&checkpoint(&tensor_pickle("t", offset, shape, stride)));
+    assert!(error(0, 16, 1).ends_with("found t"));
+    assert!(error(15, 1, 200).ends_with("found t"));
+    for (offset, shape, stride) in [(1, 16, 1), (0, 17, 1), (0, 2, 16), (16, 1, 1)] {
+        let error = error(offset, shape, stride);
+        assert!(error.starts_with("t: shape ") && error.contains("found it to end beyond"), "{error}");
+    }
+}
+
+#[test]
+fn plain_data_of_every_protocol_is_passed_over() {
+    for plain in [
+        &b"N"[..],
+        b"\x88",
+        b"J\xff\xff\xff\xff",
+        b"M\x00\x01",
+        b"\x8a\x00",
+        b"\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01",
+        b"\x8b\x01\x00\x00\x00\x80",
+        b"G\x3f\xf0\x00\x00\x00\x00\x00\x00",
+        b"X\x03\x00\x00\x00\xed\xa0\x80",
+        b"\x8c\x01x",
+        b"\x8d\x01\x00\x00\x00\x00\x00\x00\x00x",
+        b"T\x01\x00\x00\x00x",
+        b"U\x01x",
+        b"B\x01\x00\x00\x00\xff",
+        b"C\x01\xff",
+        b"\x8e\x01\x00\x00\x00\x00\x00\x00\x00\xff",
+        b"\x96\x01\x00\x00\x00\x00\x00\x00\x00\xff",
+        b"](K\x01K\x02e",
+        b"]Na",
+        b"(NNl",
+        b"(K\x01Nd",
+        b")",
+        b"N\x85",
+        b"NN\x86",
+        b"NNN\x87",
+        b"\x8f(K\x01\x90",
+        b"(K\x01\x91",
+        b"N20",
+        b"N(NN1",
+        b"N\x940h\x00",
+        b"Nr\x00\x01\x00\x000j\x00\x01\x00\x00",
+        b"\x95\x01\x00\x00\x00\x00\x00\x00\x00N",
+        b"c__builtin__\nset\n]\x85R",
+        b"\x8c\x08builtins\x8c\x03set\x93]\x85R",
+        b"c_codecs\nencode\nX\x01\x00\x00\x00xX\x06\x00\x00\x00latin1\x86R",
+        b"ctorch\nSize\nK\x01\x85\x85R",
+        b"ctorch\nfloat32\n",
+    ] {
+        let root = [b"\x80\x04", plain, b"."].concat();
+        pickle::read(&root).unwrap_or_else(|e| panic!("{plain:?}: {e}"));
+        // Beside a tensor it changes nothing.
+        let beside = tensor_pickle("t", 0, 16, 1);
+        let end = beside.len() - 1;
+        let both = [&beside[..end], b"X\x01\x00\x00\x00e", plain, b"s."].concat();
+        assert!(error_of(&checkpoint(&both)).ends_with("found t"), "{plain:?}: {}", error_of(&checkpoint(&both)));
+    }
+}
+
+#[test]
+fn broken_pickles_are_named() {
+    for (broken, message) in [
+        (&b""[..], "expected 1 more bytes, found 0"),
+        (b"N", "byte 1: expected 1 more bytes"),
+        (b".", "expected 1 values on the stack, found 0"),
+        (b"\x80\x01N.", "expected protocol 2 to 5, found 1"),
+        (b"I1\n.", "opcode 'I': expected the binary opcodes"),
+        (b"\xff", "expected an opcode, found 0xff"),
+        (b"t", "expected a mark on the stack, found none"),
+        (b"N(\x85", "expected 1 values on the stack, found 0"),
+        (b"(Nd", "expected keys and values, found 1 values"),
+        (b"NNa", "expected a list to append to, found plain data"),
+        (b")NNs", "expected a dict to set items of, found a tuple"),
+        (b"h\x05", "memo: expected an entry 5, found none"),
+        (b"X\xff\xff\xff\xffabc", "expected 4294967295 more bytes, found 3"),
+        (b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff", "more bytes, found 0"),
+        (b"K\x01K\x02\x93", "STACK_GLOBAL: expected two strings"),
+        (b"N)R", "REDUCE: expected a function, found plain data"),
+        (b"ccollections\nOrderedDict\nNR", "REDUCE: expected a tuple of arguments"),
+        (b"ccollections\nOrderedDict\nN\x85R", "with 1 arguments is nothing torch writes"),
+        (b"NQ", "persistent id: expected"),
+        (b"ctorch", "found no end of the line"),
+        (b"c\xff\n\n", "expected a name in UTF-8"),
+        (b"}b.", "expected 1 values on the stack"),
+        (b"}}b.", "BUILD"),
+    ] {
+        let error = pickle::read(broken).unwrap_err().to_string();
+        assert!(error.contains(message), "{broken:?}: {error}");
+    }
+    let with = |shape: &[u8]| {
+        let pickle = tensor_pickle("t", 0, 16, 1);
+        let at = pickle.windows(3).position(|w| w == [b'K', 16, 0x85]).unwrap();
+        error_of(&checkpoint(&[&pickle[..at], shape, &pickle[at + 3..]].concat()))
+    };
+    for shape in [&b"J\xff\xff\xff\xff\x85"[..], b"N\x85", b"N", b"(Nt"] {
+        assert!(with(shape).contains("tensor: expected offset, shape and strides"), "{shape:?}: {}", with(shape));
+    }
+    let axes = [&b"("[..], &b"K\x01".repeat(65), b"t"].concat();
+    assert!(with(&axes).contains("at most 64 axes"));
+}
+
+#[test]
+fn hostile_structures_end_in_bounded_time_and_memory() {
+    let before = peak_bytes();
+    let error = |pickle: &[u8]| error_of(&checkpoint(pickle));
+    // A dict in itself, dicts nested deeply, dicts that hold the next twice.
+    assert!(error(b"\x80\x02}q\x00U\x01ah\x00s.").contains("nested at most 64 deep"));
+    let deep = [b"}U\x01a".repeat(100_000), b"}".to_vec(), b"s".repeat(100_000), b".".to_vec()].concat();
+    assert!(error(&deep).contains("nested at most 64 deep"));
+    let mut doubling = b"}q\x00".to_vec();
+    for level in 0..60 {
+        doubling.extend([b'}', b'U', 1, b'a', b'h', level, b's', b'U', 1, b'b', b'h', level, b's', b'q', level + 1]);
+    }
+    doubling.push(b'.');
+    assert!(error(&doubling).contains("entries of dicts, found more"), "{}", error(&doubling));
+    // More values than allowed, from as few bytes as possible.
+    for opcode in [b'N', b']', b'}', b')', b'('] {
+        let many = vec![opcode; 1 << 23];
+        assert!(error(&many).contains("expected at most 4194304 values, found more"));
+    }
+    // More tensors than allowed, from one that is remembered with its arguments.
+    let one = tensor(16, 0, b"K\x10\x85", b"K\x01\x85");
+    let (function, arguments) = one.split_at(one.iter().position(|&b| b == b'(').unwrap());
+    let arguments = &arguments[..arguments.len() - 1];
+    let remembered = [function, b"q\x01", arguments, b"q\x02R", &b"h\x01h\x02R".repeat(70_000), b"."].concat();
+    assert!(error(&remembered).contains("expected at most 65536 tensors"), "{}", error(&remembered));
+    // A name as long as the file.
+    let name = "x".repeat(2000);
+    assert!(!error(&tensor_pickle(&name, 0, 16, 1)).contains("xx"));
+    // A memo index far away.
+    assert!(error(b"Nr\xff\xff\xff\xff.").contains("found no tensors"));
+    // An RNN of 4000 layers whose matrices are one.
+    let matrix = tensor(4096, 0, b"K\x40K\x40\x86", b"K\x40K\x01\x86");
+    let mut sharing = [b"}", matrix.as_slice(), b"q\x000"].concat();
+    for layer in 0..4000 {
+        for stem in ["weight_ih", "weight_hh"] {
+            let name = format!("{stem}_l{layer}");
+            sharing.extend([&[b'U', name.len() as u8], name.as_bytes(), b"h\x00s"].concat());
+        }
+    }
+    sharing.push(b'.');
+    let sharing = error_of(&zip(&[("a/data.pkl", &sharing), ("a/data/0", &[0; 4 * 4096])]));
+    assert!(sharing.contains("the network's tensors share storage"), "{sharing}");
+    if let (Some(before), Some(after)) = (before, peak_bytes()) {
+        assert!(after - before < 4 << 30, "took {} MiB", (after - before) >> 20);
+    }
+}
+
+/// The most address space that this process has had.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmPeak:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Every function on bytes that may be damaged.
+fn exercise(bytes: &[u8]) -> bool {
+    let _ = list_prefixes(bytes);
+    let _ = weights::read(bytes, &ReadOptions { prefix: Some("encoder".into()), ..ReadOptions::default() });
+    read(bytes, None).is_ok()
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    const OPCODES: &[u8] = b"(.}]tRbQsueahqjrcio\x81\x85\x86\x87\x93\x94NKJXU";
+    let before = peak_bytes();
+    let mut seed = 23;
+    let mut draw = |n: usize| (uniform(&mut seed) * n as f32) as usize;
+    let names = ["lstm", "gru", "rnn_relu", "cells", "bf16", "views", "hostile_nested", "module", "torchscript"];
+    for name in names {
+        let bytes = fixture(&format!("{name}.pt"));
+        for _ in 0..100 {
+            let length = draw(bytes.len());
+            assert!(!exercise(&bytes[..length]), "{name}: accepted the first {length} of {} bytes", bytes.len());
+        }
+        // Where the structure is: headers of entries, the pickle, the central directory.
+        let signatures: Vec<usize> = (0..bytes.len() - 4).filter(|&at| bytes[at..].starts_with(b"PK")).collect();
+        let pickle = bytes.windows(2).position(|w| w == b"\x80\x02" || w == b"\x80\x04").unwrap_or(0);
+        for round in 0..1200 {
+            let mut damaged = bytes.clone();
+            for _ in 0..1 + round % 4 {
+                let at = match draw(3) {
+                    0 => signatures[draw(signatures.len())] + draw(48),
+                    1 => pickle + draw(1500),
+                    _ => draw(bytes.len()),
+                };
+                let at = at.min(bytes.len() - 9);
+                match draw(5) {
+                    0 => damaged[at] = draw(256) as u8,
+                    1 => damaged[at] ^= 1 << draw(8),
+                    2 => damaged[at] = OPCODES[draw(OPCODES.len())],
+                    3 => damaged[at..at + 4].copy_from_slice(&[u32::MAX, 1 << 31, 0, 1][draw(4)].to_le_bytes()),
+                    _ => {
+                        let (from, length) = (draw(bytes.len() - 8), draw(8));
+                        damaged[at..at + length].copy_from_slice(&bytes[from..from + length]);
+                    }
+                }
+            }
+            exercise(&damaged);
+        }
+    }
+    if let (Some(before), Some(after)) = (before, peak_bytes()) {
+        assert!(after - before < 4 << 30, "took {} MiB", (after - before) >> 20);
+    }
+}
