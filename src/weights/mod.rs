@@ -1,6 +1,6 @@
 //! Stage 1, read: foreign tensors → canonical weights.
 //!
-//! In:  slices, or a safetensors file with PyTorch's names ([`safetensors`]).
+//! In:  slices, a safetensors file with PyTorch's names ([`safetensors`]), or a Keras model ([`keras`]).
 //! Out: [`LstmWeights`]: f32, gate rows in the order i f g o or r z n, checked against the spec and for finiteness.
 //! Afterwards no code asks about names or gate order again.
 //! Not here: the layout of any device (`pack`, `cpu`).
@@ -8,6 +8,8 @@
 use crate::error::{Result, bail};
 use crate::spec::{LayerSpec, LstmSpec};
 
+#[cfg(feature = "keras")]
+pub mod keras;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 

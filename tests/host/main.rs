@@ -11,6 +11,8 @@ mod fixture;
 mod kernels;
 #[cfg(feature = "gpu")]
 mod plan;
+#[cfg(feature = "keras")]
+mod keras;
 mod reference;
 #[cfg(feature = "gpu")]
 mod snapshot;
