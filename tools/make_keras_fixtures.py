@@ -94,7 +94,9 @@ def main():
             expect(file, lstms)
             expect(file, lstms[:1], read="first")
         save(model, f"k{major}_stack.weights.h5")
-        expect(f"k{major}_stack.weights.h5", lstms[:1], read="first")
+        # Keras 2 writes no names of layers there.
+        name = "first" if major == 3 else "lstm"
+        expect(f"k{major}_stack.weights.h5", lstms[:1], read=name, names=[name])
 
         # Both merge modes; the last returns one vector.
         inputs = K.Input((STEPS, WIDTH), name="in")

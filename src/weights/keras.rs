@@ -201,13 +201,17 @@ fn choose<'a>(all: &[KerasLayer], chains: &'a [Vec<usize>], wanted: Option<&str>
     let Some(wanted) = wanted else {
         return match chains {
             [chain] => Ok(chain),
-            [] => bail!(InvalidWeights, "no recurrent layer in the file: looked for LSTM, GRU, SimpleRNN, RNN, Bidirectional"),
-            _ => bail!(InvalidWeights, "name: the file holds several chains of recurrent layers: {}; choose one", list()),
+            [] => bail!(
+                InvalidWeights,
+                "no recurrent layer in the file: looked for LSTM, GRU, SimpleRNN, RNN, Bidirectional"
+            ),
+            _ => {
+                bail!(InvalidWeights, "name: the file holds several chains of recurrent layers: {}; choose one", list())
+            }
         };
     };
-    let find = |name: &str| {
-        chains.iter().find_map(|chain| Some((chain, chain.iter().position(|&i| all[i].name == name)?)))
-    };
+    let find =
+        |name: &str| chains.iter().find_map(|chain| Some((chain, chain.iter().position(|&i| all[i].name == name)?)));
     if let Some((chain, at)) = find(wanted) {
         return Ok(&chain[at..=at]);
     }
@@ -361,7 +365,11 @@ fn guess(
     let bias = first.bias.as_ref().map(|bias| bias.shape.as_slice());
     let cudnn = gates > 1 && bias.is_some_and(|bias| bias == [2 * gates * units]);
     if class == "GRU" && bias.is_none() {
-        bail!(Unsupported, "layer {}: a GRU without bias may have reset_after or not; give the whole model", layer.name);
+        bail!(
+            Unsupported,
+            "layer {}: a GRU without bias may have reset_after or not; give the whole model",
+            layer.name
+        );
     }
     // Weights of Keras 3 alone have no version; its defaults are those since 2.3.
     let has_names = store.has_names();
@@ -389,8 +397,7 @@ fn guess(
     } else {
         (class, config)
     };
-    let recurrent =
-        Recurrent::new(class, &config, version).map_err(|e| e.context(format!("layer {}", layer.name)))?;
+    let recurrent = Recurrent::new(class, &config, version).map_err(|e| e.context(format!("layer {}", layer.name)))?;
     let mut assumed = vec!["return_sequences true", "go_backwards false"];
     if !cudnn {
         assumed.push("activation tanh");

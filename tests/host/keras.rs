@@ -5,9 +5,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 use wgpu_lstm::weights::keras::{self, KerasModel};
-use wgpu_lstm::{
-    CellSpec, Direction, ErrorKind, Layout, Merge, Outputs, SequenceBatch, SequenceOutput, reference,
-};
+use wgpu_lstm::{CellSpec, Direction, ErrorKind, Layout, Merge, Outputs, SequenceBatch, SequenceOutput, reference};
 
 use crate::support::comparer::{Bound, compare};
 use crate::support::evaluate;
@@ -82,12 +80,13 @@ fn as_keras(fixture: &Fixture, model: &KerasModel) -> Vec<f64> {
 
 #[test]
 fn every_model_computes_what_keras_computed() {
-    assert!(FIXTURES.len() > 40);
+    assert!(FIXTURES.len() >= 30);
     for fixture in FIXTURES.iter() {
         let model = fixture.model();
         let found = as_keras(fixture, &model);
-        // 1/6, the slope of Keras 3's hard_sigmoid, is rounded to f32.
-        let tolerance = if fixture.file == "k3_activations.keras" { 3e-8 } else { 1e-11 };
+        // The slopes of hard_sigmoid, 0.2 and 1/6, are rounded to f32; Keras adds the biases of cuDNN in f32.
+        let rounded = ["activations", "cudnn"].iter().any(|part| fixture.file.contains(part));
+        let tolerance = if rounded { 3e-8 } else { 1e-11 };
         compare(&fixture.title(), &[("y", fixture.y.len())], &found, &fixture.y, Bound::Same(tolerance))
             .unwrap_or_else(|e| panic!("{e}"));
     }
@@ -180,7 +179,8 @@ fn weights_alone_say_what_was_assumed() {
 fn a_file_is_read_by_its_path() {
     let path = folder().join("k2_stack.h5");
     assert_eq!(keras::read_file(&path, None).unwrap(), keras::read(&bytes("k2_stack.h5"), None).unwrap());
-    for (path, message) in [(folder(), "found a directory"), (folder().join("expected.json"), "expected an HDF5 file")] {
+    for (path, message) in [(folder(), "found a directory"), (folder().join("expected.json"), "expected an HDF5 file")]
+    {
         let error = keras::read_file(&path, None).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidFile);
         assert!(error.to_string().contains(message), "{error}");

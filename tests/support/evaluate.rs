@@ -11,10 +11,22 @@ fn act(a: Activation, x: f64) -> f64 {
         Activation::Relu => x.max(0.0),
         Activation::Affine { alpha, beta } => wide(alpha) * x + wide(beta),
         Activation::LeakyRelu { alpha } => x.max(0.0) + wide(alpha) * x.min(0.0),
-        Activation::ThresholdedRelu { alpha } => if x >= wide(alpha) { x } else { 0.0 },
+        Activation::ThresholdedRelu { alpha } => {
+            if x >= wide(alpha) {
+                x
+            } else {
+                0.0
+            }
+        }
         Activation::ScaledTanh { alpha, beta } => wide(alpha) * (wide(beta) * x).tanh(),
         Activation::HardSigmoid { alpha, beta } => (wide(alpha) * x + wide(beta)).clamp(0.0, 1.0),
-        Activation::Elu { alpha } => if x >= 0.0 { x } else { wide(alpha) * x.exp_m1() },
+        Activation::Elu { alpha } => {
+            if x >= 0.0 {
+                x
+            } else {
+                wide(alpha) * x.exp_m1()
+            }
+        }
         Activation::Softsign => x / (1.0 + x.abs()),
         Activation::Softplus => x.exp().ln_1p(),
     }

@@ -132,7 +132,10 @@ impl Recurrent {
                     );
                 }
                 if reverse.return_sequences != layer.return_sequences {
-                    bail!(InvalidFile, "backward_layer: expected return_sequences like the forward layer, found another");
+                    bail!(
+                        InvalidFile,
+                        "backward_layer: expected return_sequences like the forward layer, found another"
+                    );
                 }
                 reverse
             }
@@ -244,7 +247,10 @@ impl Cell {
             (CellSpec::Rnn(a), CellSpec::Rnn(b)) => {
                 CellSpec::Rnn(RnnCell { activations: [a.activations[0], b.activations[0]], ..a })
             }
-            _ => bail!(Unsupported, "Bidirectional: expected the same equations in both directions, found different ones"),
+            _ => bail!(
+                Unsupported,
+                "Bidirectional: expected the same equations in both directions, found different ones"
+            ),
         })
     }
 
@@ -297,7 +303,8 @@ impl Cell {
             for j in 0..units {
                 if cudnn {
                     // The block [I, H] holds the bytes of [H, I].
-                    weight_ih.extend((j * input_size..(j + 1) * input_size).map(|n| block(kernel, n / units, n % units)));
+                    weight_ih
+                        .extend((j * input_size..(j + 1) * input_size).map(|n| block(kernel, n / units, n % units)));
                     weight_hh.extend((0..units).map(|k| block(recurrent, j, k)));
                 } else {
                     weight_ih.extend((0..input_size).map(|k| block(kernel, k, j)));
@@ -398,9 +405,8 @@ fn by_object(class: &str, config: &Value, version: Option<Version>) -> Result<Ac
             }
         }
         "Activation" => activation(config, "activation", Activation::Affine { alpha: 1.0, beta: 0.0 }, version),
-        other => bail!(
-            Unsupported,
-            "expected the name of a function, or LeakyReLU, ELU or ReLU as an object, found {other}"
-        ),
+        other => {
+            bail!(Unsupported, "expected the name of a function, or LeakyReLU, ELU or ReLU as an object, found {other}")
+        }
     }
 }

@@ -176,7 +176,8 @@ impl Store {
                     if child(&layer, "cell")?.is_none() && child(&layer, "forward_layer")?.is_none() {
                         continue;
                     }
-                    let own = child(&layer, "vars")?.map(|vars| text(&vars, "name", &self.budget)).transpose()?.flatten();
+                    let own =
+                        child(&layer, "vars")?.map(|vars| text(&vars, "name", &self.budget)).transpose()?.flatten();
                     let name = own.unwrap_or_else(|| layer.name().to_owned());
                     let cells = self.placed_cells(&layer, &[]).map_err(|e| e.context(&name))?;
                     let bidirectional = child(&layer, "forward_layer")?.is_some();
@@ -302,12 +303,7 @@ impl Store {
     fn must(&self, group: &Group, name: &str, place: &Place) -> Result<Group> {
         match child(group, name)? {
             Some(child) => Ok(child),
-            None => bail!(
-                InvalidFile,
-                "expected the group {name} for {}, found {}",
-                place.name(),
-                member_list(group)?
-            ),
+            None => bail!(InvalidFile, "expected the group {name} for {}, found {}", place.name(), member_list(group)?),
         }
     }
 
@@ -342,7 +338,11 @@ impl Store {
                 let exact: Vec<f64> = words(&bytes).map(f64::from_ne_bytes).collect();
                 let beyond = |v: &f64| v.is_finite() && (*v as f32).is_infinite();
                 if let Some(i) = exact.iter().position(beyond) {
-                    bail!(InvalidWeights, "{path}: expected values within the range of f32, found {} at element {i}", exact[i]);
+                    bail!(
+                        InvalidWeights,
+                        "{path}: expected values within the range of f32, found {} at element {i}",
+                        exact[i]
+                    );
                 }
                 exact.into_iter().map(|v| v as f32).collect()
             }
@@ -369,7 +369,12 @@ fn root_of(bytes: &[u8]) -> Result<Group> {
         .with_max_read_bytes(largest)
         .with_max_object_header_bytes(bytes.len())
         .with_chunk_cache_bytes(0);
-    Hdf5File::from_bytes_with_options(bytes, options).and_then(|file| file.root_group()).map_err(damaged)
+    let file = Hdf5File::from_bytes_with_options(bytes, options).map_err(damaged)?;
+    let expected = file.superblock().eof_address;
+    if expected > bytes.len() as u64 {
+        bail!(InvalidFile, "expected an HDF5 file of {expected} bytes, found {}: truncated", bytes.len());
+    }
+    file.root_group().map_err(damaged)
 }
 
 fn damaged(error: impl std::fmt::Display) -> Error {
@@ -402,7 +407,11 @@ fn spend(budget: &Counter<usize>, bytes: usize, what: &str) -> Result<()> {
             budget.set(left);
             Ok(())
         }
-        None => bail!(InvalidFile, "{what}: expected at most {} bytes more in a file of this size, found {bytes}", budget.get()),
+        None => bail!(
+            InvalidFile,
+            "{what}: expected at most {} bytes more in a file of this size, found {bytes}",
+            budget.get()
+        ),
     }
 }
 
@@ -495,7 +504,10 @@ fn entry<'a>(file: &'a [u8], name: &str) -> Result<Option<&'a [u8]>> {
             continue;
         }
         if entry.compression_method() != CompressionMethod::STORE || entry.flags().is_encrypted() {
-            bail!(Unsupported, "{name}: expected a stored entry, as Keras writes them, found a compressed or encrypted one");
+            bail!(
+                Unsupported,
+                "{name}: expected a stored entry, as Keras writes them, found a compressed or encrypted one"
+            );
         }
         let (start, end) = archive.get_entry(entry.wayfinder()).map_err(damaged)?.compressed_data_range();
         let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
