@@ -127,8 +127,7 @@ impl Activation {
             Activation::LeakyRelu { alpha } | Activation::ThresholdedRelu { alpha } | Activation::Elu { alpha } => {
                 *alpha = new_alpha.unwrap_or(*alpha);
             }
-            Activation::Sigmoid | Activation::Tanh | Activation::Relu | Activation::Softsign | Activation::Softplus => {
-            }
+            Activation::Sigmoid | Activation::Tanh | Activation::Relu | Activation::Softsign | Activation::Softplus => {}
         }
         changed
     }

@@ -350,9 +350,9 @@ impl StackBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
     use crate::activation::Activation;
     use crate::cell::{GruCell, LstmActivations, LstmCell};
+    use crate::ErrorKind;
 
     #[test]
     fn stack_chains_sizes() {
@@ -395,8 +395,7 @@ mod tests {
         let mut differing = LstmCell::default();
         differing.activations[1].g = Activation::Relu;
         let mut infinite = LstmCell::default();
-        infinite.activations =
-            [LstmActivations { h: Activation::Elu { alpha: f32::INFINITY }, ..infinite.activations[0] }; 2];
+        infinite.activations = [LstmActivations { h: Activation::Elu { alpha: f32::INFINITY }, ..infinite.activations[0] }; 2];
         for (error, needle) in [
             (bad(gru.projection(3)), "layer 0: projection_size: expected none for a GRU"),
             (bad(gru.merge(Merge::Sum)), "layer 0: merge: Sum is for two directions, found Forward"),
