@@ -168,9 +168,9 @@ impl<'a> Graph<'a> {
                     takes_state: node.calls.iter().any(|c| c.inputs.len() > 1 || !c.others.is_empty()),
                 });
             } else if node.config.get("layers").is_some_and(Value::is_array) {
-                let model = node_model(model, node.name);
-                if let Some(model) = model {
-                    self.add_model(model, &steps, masked[i])?;
+                // By its place, not its name: entries of one name would be entered once each, at every depth.
+                if let Some(inner) = entries(model).and_then(|entries| entries.get(i)) {
+                    self.add_model(inner, &steps, masked[i])?;
                 }
             }
         }
@@ -253,10 +253,6 @@ fn entries(model: &Value) -> Option<&Vec<Value>> {
     // Sequential of Keras before 2.2 has the list itself as its config.
     let config = model.get("config")?;
     config.as_array().or_else(|| config.get("layers")?.as_array())
-}
-
-fn node_model<'a>(model: &'a Value, name: &str) -> Option<&'a Value> {
-    entries(model)?.iter().find(|entry| name_of(entry) == Some(name))
 }
 
 fn name_of(entry: &Value) -> Option<&str> {
@@ -386,6 +382,15 @@ mod tests {
         }
         let skip = [("LSTM", "a", "in"), ("LSTM", "b", "a"), ("Concatenate", "c", "a b"), ("LSTM", "d", "c")];
         assert_eq!(chains(&functional(&skip)), "a b d");
+        // Ten models in each of eight, all of one name, and only the first of them with something inside.
+        let mut deep =
+            "{\"name\": \"m\", \"class_name\": \"Model\", \"config\": {\"name\": \"m\", \"layers\": []}}".to_owned();
+        let empty = deep.clone();
+        for _ in 0..8 {
+            let layers = format!("{deep}{}", format!(", {empty}").repeat(9));
+            deep = format!("{{\"name\": \"m\", \"class_name\": \"Model\", \"config\": {{\"layers\": [{layers}]}}}}");
+        }
+        assert_eq!(chains(&deep), "");
         // A ring is no chain, and no endless loop.
         assert_eq!(chains(&functional(&[("Dropout", "d", "d"), ("LSTM", "a", "d")])), "a");
         assert_eq!(chains(&functional(&[("LSTM", "a", "b"), ("LSTM", "b", "a")])), "");

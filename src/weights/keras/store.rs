@@ -545,6 +545,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_that_lead_to_the_same_bytes_are_read_within_bounds() {
+        let budget = Counter::new(100);
+        assert!(spend(&budget, 60, "kernel").is_ok());
+        assert_eq!(
+            spend(&budget, 60, "kernel").unwrap_err().to_string(),
+            "kernel: expected at most 40 bytes more in a file of this size, found 60"
+        );
+        assert!(spend(&budget, 40, "kernel").is_ok());
+    }
+
+    #[test]
     fn groups_are_named_by_keras_rule() {
         for (class, group) in [
             ("LSTM", "lstm"),
