@@ -1,10 +1,10 @@
 //! Stage 1, read: a file of any known format → [`LstmWeights`].
 //!
-//! In:  a path or bytes: safetensors, or a PyTorch checkpoint.
+//! In:  a path or bytes: safetensors, a PyTorch checkpoint, or a Keras model.
 //! Out: [`LstmWeights`] and, for display, [`FileContents`].
 //! The format is recognised by the first bytes, never by the file's name; a wrong file of many gigabytes is refused
 //! before memory is taken for it.
-//! Not here: what the formats hold (`safetensors`, `pytorch`), what names mean (`state_dict`).
+//! Not here: what the formats hold (`safetensors`, `pytorch`, `keras`), what names mean (`state_dict`).
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use super::LstmWeights;
 use super::source::{FileContents, HEAD_BYTES, ReadOptions, is_safetensors, magic_name, read_bytes};
 use crate::error::{Result, bail};
 
-/// Reads a network from a safetensors file or a PyTorch checkpoint.
+/// Reads a network from a safetensors file, a PyTorch checkpoint or a Keras model, where `prefix` is a layer's name.
 ///
 /// # Errors
 /// [`InvalidFile`](crate::ErrorKind::InvalidFile) if the bytes are of no known format or are damaged;
@@ -52,7 +52,7 @@ fn read_with_contents(bytes: &[u8], options: &ReadOptions) -> Result<(LstmWeight
     match Format::of(&bytes[..bytes.len().min(HEAD_BYTES)], bytes.len() as u64)? {
         Format::Safetensors => safetensors(bytes, options),
         Format::Zip => zip(bytes, options),
-        Format::Hdf5 => keras(),
+        Format::Hdf5 => keras(bytes, options),
     }
 }
 
@@ -66,22 +66,51 @@ fn safetensors(_: &[u8], _: &ReadOptions) -> Result<(LstmWeights, FileContents)>
     bail!(Unsupported, "expected a format of this build, found safetensors; enable the feature `safetensors`")
 }
 
-#[cfg(feature = "pytorch")]
+/// An archive of Keras holds its weights under a name of their own, which stands in the directory at its end.
 fn zip(bytes: &[u8], options: &ReadOptions) -> Result<(LstmWeights, FileContents)> {
-    if super::pytorch::archive::entry_names(bytes)?.iter().any(|name| name == "config.json") {
-        return keras();
+    const NAME: &[u8] = b"model.weights.h5";
+    const DIRECTORY_BYTES: usize = 1 << 20;
+    let end = &bytes[bytes.len().saturating_sub(DIRECTORY_BYTES)..];
+    if end.windows(NAME.len()).any(|name| name == NAME) {
+        return keras(bytes, options);
     }
+    pytorch(bytes, options)
+}
+
+#[cfg(feature = "pytorch")]
+fn pytorch(bytes: &[u8], options: &ReadOptions) -> Result<(LstmWeights, FileContents)> {
     super::pytorch::state_dict(bytes)?.read(options)
 }
 
 #[cfg(not(feature = "pytorch"))]
-fn zip(_: &[u8], _: &ReadOptions) -> Result<(LstmWeights, FileContents)> {
+fn pytorch(_: &[u8], _: &ReadOptions) -> Result<(LstmWeights, FileContents)> {
     bail!(Unsupported, "expected a format of this build, found a zip archive; enable the feature `pytorch`")
 }
 
-/// A `.keras` archive, or Keras' weights in HDF5: `super::keras` is to be called here.
-fn keras() -> Result<(LstmWeights, FileContents)> {
-    bail!(Unsupported, "expected safetensors or a PyTorch checkpoint, found a file of Keras, which is not read yet")
+/// A model of Keras; the prefix is the name of a layer or a chain.
+#[cfg(feature = "keras")]
+fn keras(bytes: &[u8], options: &ReadOptions) -> Result<(LstmWeights, FileContents)> {
+    if options.rnn_activation.is_some() {
+        bail!(Unsupported, "rnn_activation: expected none for a model of Keras, which has its own, found one");
+    }
+    let model = super::keras::read(bytes, options.prefix.as_deref())?;
+    let layers: Vec<String> = model.layers.iter().map(|l| format!("{} {}", l.class, l.name)).collect();
+    let mut notes = vec![format!("layers: {}", layers.join(", "))];
+    let mut add = |is: bool, note: &str| notes.extend(is.then(|| note.to_owned()));
+    add(model.output_is_time_reversed, "Keras returns this output in reverse order of time (go_backwards); here it is not");
+    add(!model.returns_sequences, "return_sequences is false: Keras returns the final h of the last layer, here h_n");
+    add(model.masked, "masked: give the number of unmasked steps as lengths, with padding at the end");
+    add(model.stateful, "stateful: give the final state of a batch as the initial state of the next");
+    add(model.takes_initial_state, "other layers of the model compute the initial state; give it as h_0 and c_0");
+    notes.extend(model.assumptions);
+    let prefix = model.layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", ");
+    let contents = FileContents { format: "Keras", prefix, tensors: Vec::new(), others: Vec::new(), notes };
+    Ok((model.weights, contents))
+}
+
+#[cfg(not(feature = "keras"))]
+fn keras(_: &[u8], _: &ReadOptions) -> Result<(LstmWeights, FileContents)> {
+    bail!(Unsupported, "expected a format of this build, found a model of Keras; enable the feature `keras`")
 }
 
 /// The formats that are told apart before the bytes are read.
@@ -110,15 +139,15 @@ impl Format {
             let name = magic_name(head).unwrap_or("a pickle");
             bail!(
                 Unsupported,
-                "expected safetensors or a PyTorch checkpoint, found {name}; convert with PyTorch 1.6 or later: \
+                "expected safetensors, a PyTorch checkpoint or a Keras model, found {name}; convert with PyTorch 1.6 or later: \
                  torch.save(torch.load(path, weights_only=True), new_path)"
             );
         }
         match magic_name(head) {
-            Some(name) => bail!(InvalidFile, "expected safetensors or a PyTorch checkpoint, found {name}"),
+            Some(name) => bail!(InvalidFile, "expected safetensors, a PyTorch checkpoint or a Keras model, found {name}"),
             None => bail!(
                 InvalidFile,
-                "expected safetensors or a PyTorch checkpoint, found {file_bytes} bytes of another format, or truncated"
+                "expected safetensors, a PyTorch checkpoint or a Keras model, found {file_bytes} bytes of another format, or truncated"
             ),
         }
     }

@@ -1,7 +1,7 @@
 //! Stage 1, read: foreign tensors → canonical weights.
 //!
 //! In:  slices, or a file: safetensors ([`safetensors`]) or a PyTorch checkpoint ([`pytorch`]), with the names of
-//!      PyTorch, Candle or Burn.
+//!      PyTorch, Candle or Burn, or a Keras model ([`keras`]).
 //! Out: [`LstmWeights`]: f32, gate rows in the order i f g o or r z n, checked against the spec and for finiteness.
 //! Afterwards no code asks about names or gate order again.
 //! Not here: the layout of any device (`pack`, `cpu`).
@@ -14,6 +14,8 @@ mod source;
 mod tensor;
 #[cfg(any(feature = "safetensors", feature = "pytorch"))]
 mod state_dict;
+#[cfg(feature = "keras")]
+pub mod keras;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 #[cfg(feature = "pytorch")]

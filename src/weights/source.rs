@@ -51,6 +51,8 @@ pub struct FileContents {
     pub tensors: Vec<TensorInfo>,
     /// All others, by name.
     pub others: Vec<TensorInfo>,
+    /// What a user has to know of how the file's framework runs the network, one line each.
+    pub notes: Vec<String>,
 }
 
 /// As many of a file's first bytes as tell its format.

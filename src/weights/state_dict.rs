@@ -131,6 +131,7 @@ impl StateDict<'_> {
             prefix: chosen.prefix,
             tensors: self.tensors.iter().filter(|(name, _)| used.contains(name.as_str())).map(info).collect(),
             others: self.tensors.iter().filter(|(name, _)| !used.contains(name.as_str())).map(info).collect(),
+            notes: Vec::new(),
         };
         Ok((weights, contents))
     }

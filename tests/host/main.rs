@@ -13,6 +13,8 @@ mod fixture;
 mod kernels;
 #[cfg(feature = "gpu")]
 mod plan;
+#[cfg(feature = "keras")]
+mod keras;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod reference;

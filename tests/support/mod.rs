@@ -4,6 +4,8 @@
 
 pub mod comparer;
 pub mod data;
+#[cfg(feature = "keras")]
+pub mod evaluate;
 #[cfg(feature = "safetensors")]
 pub mod goldens;
 pub mod tolerance;

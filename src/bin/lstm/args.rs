@@ -50,9 +50,9 @@ pub(crate) struct BudgetOption {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelOption {
-    /// Weights: a safetensors file (names of PyTorch, Candle or Burn) or a PyTorch checkpoint (.pt, .pth)
+    /// Weights: a safetensors file (names of PyTorch, Candle or Burn), a PyTorch checkpoint (.pt, .pth) or a Keras model (.keras, .h5)
     pub(crate) model: PathBuf,
-    /// What stands before the network's own tensor names, for example `encoder.lstm`; needed if there are several
+    /// What stands before the network's own tensor names, for example `encoder.lstm`, or a layer of a Keras model; needed if there are several
     #[arg(long, value_name = "PREFIX")]
     pub(crate) prefix: Option<String>,
     /// The activation of an RNN, which weights do not tell [default: tanh]

@@ -31,6 +31,9 @@ pub(crate) fn info(options: &InfoOptions) -> Result<()> {
         }
     }
     say!("")?;
+    for note in &file.notes {
+        say!("note: {note}")?;
+    }
     say!("tensors, {}, prefix {:?}", file.format, file.prefix)?;
     for line in table::lines(&file.tensors.iter().map(tensor_row).collect::<Vec<_>>(), &[0, 1, 2]) {
         say!("  {line}")?;
@@ -91,6 +94,7 @@ fn to_json(path: &str, spec: &LstmSpec, file: &FileContents) -> Value {
     json!({
         "file": path,
         "format": file.format,
+        "notes": file.notes,
         "prefix": file.prefix,
         "num_layers": spec.num_layers(),
         "input_size": spec.input_size(),

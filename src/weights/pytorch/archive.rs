@@ -26,16 +26,6 @@ struct Record<'a> {
     refused: Option<&'static str>,
 }
 
-/// The names of all entries of a zip archive, in its order.
-pub(crate) fn entry_names(file: &[u8]) -> Result<Vec<String>> {
-    let archive = ZipArchive::from_slice(file).map_err(damaged)?;
-    let mut names = Vec::new();
-    for entry in archive.entries() {
-        names.push(String::from_utf8_lossy(entry.map_err(damaged)?.file_path().as_ref()).into_owned());
-    }
-    Ok(names)
-}
-
 impl<'a> Archive<'a> {
     /// Finds the records of the checkpoint in the archive.
     pub(super) fn open(file: &'a [u8]) -> Result<Self> {
