@@ -595,3 +595,12 @@ fn a_reader_that_goes_away_is_no_failure() {
         assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{arguments:?}");
     }
 }
+
+/// ONNX models by the names of their graphs, and the other formats.
+mod models {
+    use super::*;
+
+    fn data(file: &str) -> String {
+        format!("{}/tests/data/{file}", env!("CARGO_MANIFEST_DIR"))
+    }
+}

@@ -50,7 +50,7 @@ pub(crate) struct BudgetOption {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelOption {
-    /// Weights: a safetensors file (names of PyTorch, Candle or Burn), a PyTorch checkpoint (.pt, .pth) or a Keras model (.keras, .h5)
+    /// Weights: a safetensors file (names of PyTorch, Candle or Burn), a PyTorch checkpoint (.pt, .pth) or a Keras model (.keras, .h5); `run` and `info` take ONNX models (.onnx) too
     pub(crate) model: PathBuf,
     /// What stands before the network's own tensor names, for example `encoder.lstm`, or a layer of a Keras model; needed if there are several
     #[arg(long, value_name = "PREFIX")]
@@ -104,10 +104,11 @@ pub(crate) struct InfoOptions {
 pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) model: ModelOption,
-    /// Sequences: .npz with the array x and if wanted lengths, h_0, c_0; or .npy with x alone
+    /// Sequences: .npz with the array x and if wanted lengths, h_0, c_0; or .npy with x alone. For an ONNX model: the
+    /// arrays that the graph names as inputs
     #[arg(short, long, value_name = "FILE")]
     pub(crate) input: PathBuf,
-    /// Results: .npz with output, h_n and c_n; or .npy with output alone
+    /// Results: .npz with output, h_n and c_n; or .npy with output alone. Of an ONNX model: all outputs by name
     #[arg(short, long, value_name = "FILE", required_unless_present_any = ["verify", "expect"], value_parser = array_path)]
     pub(crate) output: Option<PathBuf>,
     /// Axes of x and output: [B, T, features] or [T, B, features]
@@ -129,9 +130,21 @@ pub(crate) struct RunOptions {
     /// Absolute tolerance of --expect
     #[arg(long, requires = "expect", allow_negative_numbers = true, default_value_t = 1e-5, value_parser = tolerance)]
     pub(crate) atol: f64,
+    /// Where ONNX and onnxruntime part: as the operator's text says, or as onnxruntime does [default: operator]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub(crate) onnx_compat: Option<OnnxCompatName>,
     /// Print failures only: no summary, no progress bar
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// `OnnxCompat` by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnnxCompatName {
+    /// As the text of the operator says
+    Operator,
+    /// As onnxruntime's CPU kernels do
+    Onnxruntime,
 }
 
 #[derive(Debug, Args)]

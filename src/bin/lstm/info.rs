@@ -12,6 +12,9 @@ use crate::common::units::{bytes, grouped};
 use crate::model;
 
 pub(crate) fn info(options: &InfoOptions) -> Result<()> {
+    if crate::onnx::is_onnx(&options.model.model) {
+        return crate::onnx::info(options);
+    }
     let (weights, file) = model::read_with_contents(&options.model)?;
     let spec = weights.spec();
     if options.json {

@@ -13,6 +13,7 @@ mod info;
 mod input;
 mod model;
 mod npz;
+mod onnx;
 mod progress;
 mod run;
 mod system;

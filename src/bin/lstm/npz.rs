@@ -30,7 +30,7 @@ pub(crate) enum Data {
     /// float16 and float32.
     F32(Vec<f32>),
     F64(Vec<f64>),
-    /// All integer types; a uint64 that does not fit is the largest i64.
+    /// All integer types and bool; a uint64 that does not fit is the largest i64.
     Int(Vec<i64>),
 }
 
@@ -68,12 +68,12 @@ pub(crate) struct ArrayFile {
 
 enum Kind {
     Npz { zip: ZipArchive<BufReader<File>>, file_bytes: u64 },
-    Npy { name: &'static str, reader: BufReader<File>, file_bytes: u64 },
+    Npy { name: String, reader: BufReader<File>, file_bytes: u64 },
 }
 
 impl ArrayFile {
     /// Opens the file; `single` names the array of a `.npy` file.
-    pub(crate) fn open(path: &Path, single: &'static str) -> Result<Self> {
+    pub(crate) fn open(path: &Path, single: &str) -> Result<Self> {
         let named = |failure: Failure| failure.context(path.display());
         let kind = Kind::open(path, single).map_err(named)?;
         Ok(Self { path: path.display().to_string(), kind })
@@ -88,7 +88,7 @@ impl ArrayFile {
                 names.sort_unstable();
                 names
             }
-            Kind::Npy { name, .. } => vec![(*name).to_owned()],
+            Kind::Npy { name, .. } => vec![name.clone()],
         }
     }
 
@@ -107,7 +107,7 @@ impl ArrayFile {
 }
 
 impl Kind {
-    fn open(path: &Path, single: &'static str) -> Result<Self> {
+    fn open(path: &Path, single: &str) -> Result<Self> {
         let file = File::open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
         if metadata.is_dir() {
@@ -119,7 +119,7 @@ impl Kind {
         reader.by_ref().take(6).read_to_end(&mut magic).map_err(unreadable)?;
         reader.seek(SeekFrom::Start(0)).map_err(unreadable)?;
         if magic == *b"\x93NUMPY" {
-            return Ok(Kind::Npy { name: single, reader, file_bytes });
+            return Ok(Kind::Npy { name: single.to_owned(), reader, file_bytes });
         }
         if !magic.starts_with(b"PK") {
             fail!("not a .npz or .npy file");
@@ -180,6 +180,7 @@ fn read_npy(mut reader: impl Read, size_bytes: u64) -> Result<Array> {
         (TypeChar::Float, 2) => Data::F32(of.read(&mut reader, half::f16::to_f32)?),
         (TypeChar::Float, 4) => Data::F32(of.read(&mut reader, |v: f32| v)?),
         (TypeChar::Float, 8) => Data::F64(of.read(&mut reader, |v: f64| v)?),
+        (TypeChar::Bool, 1) => Data::Int(of.read(&mut reader, |v: bool| v.into())?),
         (TypeChar::Int, 1) => Data::Int(of.read(&mut reader, |v: i8| v.into())?),
         (TypeChar::Int, 2) => Data::Int(of.read(&mut reader, |v: i16| v.into())?),
         (TypeChar::Int, 4) => Data::Int(of.read(&mut reader, |v: i32| v.into())?),
@@ -291,9 +292,34 @@ fn to_c_order<T: Copy>(values: &[T], shape: &[usize]) -> Vec<T> {
 /// An array to write.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output<'a> {
-    pub(crate) name: &'static str,
+    pub(crate) name: &'a str,
     pub(crate) shape: &'a [usize],
-    pub(crate) values: &'a [f32],
+    pub(crate) values: Values<'a>,
+}
+
+/// The elements of an array to write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Values<'a> {
+    F32(&'a [f32]),
+    I8(&'a [i8]),
+    I32(&'a [i32]),
+    I64(&'a [i64]),
+    U8(&'a [u8]),
+    Bool(&'a [bool]),
+}
+
+/// Binds the slice of any type of element to a name.
+macro_rules! with_slice {
+    ($values:expr, $slice:ident => $body:expr) => {
+        match $values {
+            Values::F32($slice) => $body,
+            Values::I8($slice) => $body,
+            Values::I32($slice) => $body,
+            Values::I64($slice) => $body,
+            Values::U8($slice) => $body,
+            Values::Bool($slice) => $body,
+        }
+    };
 }
 
 /// Writes all arrays as `.npz`, or the first alone if the path ends in `.npy`.
@@ -309,9 +335,11 @@ pub(crate) fn write(path: &Path, arrays: &[Output<'_>]) -> Result<()> {
 fn write_npy(path: &Path, array: &Output<'_>) -> std::io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     let shape: Vec<u64> = array.shape.iter().map(|&n| n as u64).collect();
-    let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut file).begin_nd()?;
-    writer.extend(array.values)?;
-    writer.finish()?;
+    with_slice!(array.values, values => {
+        let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut file).begin_nd()?;
+        writer.extend(values)?;
+        writer.finish()?;
+    });
     file.flush()
 }
 
@@ -323,10 +351,12 @@ fn write_npz(path: &Path, arrays: &[Output<'_>]) -> std::io::Result<()> {
         let options = FileOptions::default()
             .compression_method(npyz::zip::CompressionMethod::Stored)
             .last_modified_time(npyz::zip::DateTime::default())
-            .large_file(array.values.len() > (1 << 29));
-        let mut writer = npz.array(array.name, options)?.default_dtype().shape(&shape).begin_nd()?;
-        writer.extend(array.values)?;
-        writer.finish()?;
+            .large_file(array.shape.iter().product::<usize>() > (1 << 28));
+        with_slice!(array.values, values => {
+            let mut writer = npz.array(array.name, options)?.default_dtype().shape(&shape).begin_nd()?;
+            writer.extend(values)?;
+            writer.finish()?;
+        });
     }
     npz.zip_writer().finish()?.flush()
 }
@@ -409,7 +439,7 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         let x: Vec<f32> = (0..24).map(|n| n as f32 - 7.5).collect();
-        let output = |name, shape| Output { name, shape, values: &x };
+        let output = |name, shape| Output { name, shape, values: Values::F32(&x) };
         for name in ["round.npz", "round.npy"] {
             let file = Temporary::new(name, b"");
             write(&file.0, &[output("x", &[2, 3, 4]), output("h_n", &[24])]).unwrap();
@@ -419,7 +449,7 @@ mod tests {
             assert_eq!(file.read("c_n").unwrap(), None);
         }
         let empty = Temporary::new("empty.npz", b"");
-        write(&empty.0, &[Output { name: "x", shape: &[0, 5, 3], values: &[] }]).unwrap();
+        write(&empty.0, &[Output { name: "x", shape: &[0, 5, 3], values: Values::F32(&[]) }]).unwrap();
         assert_eq!(empty.read("x").unwrap().unwrap().shape, [0, 5, 3]);
         let nowhere = empty.0.join("no").join("such.npz");
         assert!(write(&nowhere, &[]).unwrap_err().to_string().contains("cannot be written"));
@@ -456,7 +486,7 @@ mod tests {
     #[test]
     fn no_damage_panics() {
         let file = Temporary::new("damage.npz", b"");
-        write(&file.0, &[Output { name: "x", shape: &[2, 3], values: &[0.5; 6] }]).unwrap();
+        write(&file.0, &[Output { name: "x", shape: &[2, 3], values: Values::F32(&[0.5; 6]) }]).unwrap();
         let good = std::fs::read(&file.0).unwrap();
         for at in 0..good.len() {
             for flip in [0xff, 0x01, 0x80] {

@@ -13,7 +13,7 @@ use crate::common::verify;
 use crate::compare::Comparison;
 use crate::input::{Input, state_shape, state_widths};
 use crate::model;
-use crate::npz::{self, Array, ArrayFile, Output};
+use crate::npz::{self, Array, ArrayFile, Output, Values};
 use crate::progress::with_bar;
 
 /// Work of the reference in `--verify`, in multiply-adds: some ten seconds, beyond the two sequences that are
@@ -21,6 +21,12 @@ use crate::progress::with_bar;
 const VERIFY_MULTIPLY_ADDS: f64 = 1e10;
 
 pub(crate) fn run(options: &RunOptions) -> Result<()> {
+    if crate::onnx::is_onnx(&options.model.model) {
+        return crate::onnx::run(options);
+    }
+    if options.onnx_compat.is_some() {
+        return Err(Failure::Usage("--onnx-compat: expected a model ending in .onnx".into()));
+    }
     // All files first: nobody should wait for a long run to learn of a mistyped name.
     let weights = model::read(&options.model)?;
     let input = Input::read(&options.input, options.layout.into(), weights.spec())?;
@@ -69,7 +75,7 @@ pub(crate) fn engine_options(device: &DeviceOption, budget: &BudgetOption) -> En
     }
 }
 
-fn check_folder(path: &Path) -> Result<()> {
+pub(crate) fn check_folder(path: &Path) -> Result<()> {
     match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         Some(folder) if !folder.is_dir() => fail!("{}: there is no folder {}", path.display(), folder.display()),
         _ => Ok(()),
@@ -105,7 +111,7 @@ impl<'a> Results<'a> {
     }
 
     fn arrays(&self) -> Vec<Output<'_>> {
-        self.arrays.iter().map(|(name, shape, values)| Output { name, shape, values }).collect()
+        self.arrays.iter().map(|(name, shape, values)| Output { name, shape, values: Values::F32(values) }).collect()
     }
 }
 
