@@ -1,6 +1,8 @@
 //! Tests that need no adapter, in the order of trust: comparer, data, reference, packing, plan, shader contract.
 
 mod comparer;
+#[cfg(feature = "safetensors")]
+mod conformance;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod data;

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod comparer;
+#[cfg(feature = "safetensors")]
+pub mod conformance;
 pub mod data;
 #[cfg(feature = "safetensors")]
 pub mod goldens;
