@@ -2,6 +2,7 @@
 //
 //   dst[dst_first + dst_row · dst_stride + k] = src[src_first + src_row · src_stride + k]     k in 0..width
 //   gather:  src_row = table[r], dst_row = r        scatter: src_row = r, dst_row = table[r]        r in first_row..rows
+//   scatter is 0 for gather, 1 for scatter, 2 for scatter and add to what is there
 //
 // Dispatch   x: ceil(dst_width / WG_X), y: ceil((rows - first_row) / WG_Y)
 // Bindings   0 params uniform · 1 table read [rows] · 2 src read · 3 dst read_write
@@ -43,5 +44,9 @@ fn copy_rows(@builtin(global_invocation_id) id: vec3u) {
     if k < params.width {
         value = src[params.src_first + src_row * params.src_stride + k];
     }
-    dst[params.dst_first + dst_row * params.dst_stride + k] = value;
+    let to = params.dst_first + dst_row * params.dst_stride + k;
+    if params.scatter == 2u {
+        value += dst[to];
+    }
+    dst[to] = value;
 }

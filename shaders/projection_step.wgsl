@@ -2,15 +2,19 @@
 //
 //   h[b, p] = Σ_j m[b, j] · w_hr[j, p]        one vec4 per four outputs p
 //
+// With a projection bias `with_bias` adds it, shaders/lib/projection_bias.wgsl; otherwise it does nothing,
+// shaders/lib/no_projection_bias.wgsl.
+//
 // Dispatch   x: ceil(h_stride / 4 / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 w_hr read [D, hidden_stride, h_stride / 4]
 //            2 m read [D, B, hidden_stride / 4] · 3 h_next read_write [D, B, h_stride / 4]
 //            4 state read_write, as in recurrent_step, in vec4 · 5 y0 · 6 y1 read_write, in vec4
+//            7 b_hr read [D, h_stride / 4], where there is one
 // Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
 // Workgroup  none      Barriers   none
 // Sum        the segments of m in order
 // Masked     ranks at or past num_active: nothing is read or written
-// Padding    outputs from P to h_stride are zero because their weights are
+// Padding    outputs from P to h_stride are zero because their weights and biases are
 // Reference  src/reference/cell.rs      Accuracy  docs/numerics.md, "one step"
 
 override WG_X: u32;
@@ -24,26 +28,10 @@ override WG_Y: u32;
 @group(0) @binding(5) var<storage, read_write> y0: array<vec4f>;
 @group(0) @binding(6) var<storage, read_write> y1: array<vec4f>;
 
-fn finish(direction: u32, rank: u32, p4: u32, h: vec4f) {
+fn finish(direction: u32, rank: u32, p4: u32, sum: vec4f) {
     let at = timestep.directions[direction];
-    if rank >= at.num_active {
-        return;
-    }
-    let slot = (direction * timestep.batch_size + rank) * (timestep.h_stride / 4u) + p4;
-    h_next[slot] = h;
-    if rank >= at.final_from {
-        state[timestep.state_h_n / 4u + slot] = h;
-    }
-    if rank >= at.last_from {
-        state[timestep.state_last / 4u + slot] = h;
-    }
-    if timestep.y_h != NONE {
-        let index = ((at.y_row + rank) * timestep.y_stride + timestep.y_h) / 4u + p4;
-        if direction == 0u {
-            y0[index] = h;
-        } else {
-            y1[index] = h;
-        }
+    if rank < at.num_active {
+        emit4(direction, at, rank, p4, with_bias(direction, p4, sum));
     }
 }
 

@@ -1,16 +1,17 @@
 // recurrent_step: one timestep of one layer, all directions; recurrent matmul of all gates and cell update fused.
 //
-//   gates[b, j] = x_gates[b, j] + Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o
-//   c = σ(f)·c_prev + σ(i)·tanh(g)        m = σ(o)·tanh(c)
+//   recurrent[b, j] = Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o, or r z n
+//   c, m = advance(x_gates[b, j], recurrent[b, j], c_prev[b, j])
 //
-// Without projection m is the new h; with projection it goes to projection_step. The two differ in
-// `emit`, shaders/lib/emit_h.wgsl and shaders/lib/emit_m.wgsl.
+// The equations are those of `advance`, shaders/lib/cell_lstm.wgsl and shaders/lib/cell_gru.wgsl. Without projection m is
+// the new h; with projection it goes to projection_step. The two differ in `emit`, shaders/lib/emit_h.wgsl and
+// shaders/lib/emit_m.wgsl.
 //
 // Dispatch   x: ceil(hidden_stride / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, H]
 //            3 h_prev read [D, B, h_stride / 4] · 4 next read_write [D, B, stride] (h, or m with projection)
-//            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]
-//            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse
+//            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]; no c in a GRU
+//            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse · 8 peepholes read [D, H], where there are any
 // Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
 // Workgroup  none      Barriers   none
 // Sum        the segments of h in order, then added to x_gates
@@ -30,12 +31,10 @@ override WG_Y: u32;
 @group(0) @binding(6) var<storage, read_write> y0: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y1: array<f32>;
 
-fn store_y(direction: u32, index: u32, value: f32) {
-    if direction == 0u {
-        y0[index] = value;
-    } else {
-        y1[index] = value;
-    }
+// c and what becomes h, of one unit.
+struct CellState {
+    c: f32,
+    m: f32,
 }
 
 fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
@@ -44,19 +43,15 @@ fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
         return;
     }
     let y_row = (at.y_row + rank) * timestep.y_stride;
-    var c = 0.0;
-    var m = 0.0;
+    var next_state = CellState();
     if j < timestep.hidden_size {
-        let gates = x_gates[at.gates_first + rank * timestep.hidden_size + j] + recurrent;
-        let cell = (direction * timestep.batch_size + rank) * timestep.hidden_stride + j;
-        c = fma(sigmoid(gates.y), state[cell], sigmoid(gates.x) * tanh_exp(gates.z));
-        m = sigmoid(gates.w) * tanh_exp(c);
-        state[cell] = c;
+        let x = x_gates[at.gates_first + rank * timestep.hidden_size + j];
+        next_state = advance(direction, rank, j, x, recurrent);
     }
     if timestep.y_c != NONE {
-        store_y(direction, y_row + timestep.y_c + j, c);
+        store_y(direction, y_row + timestep.y_c + j, next_state.c);
     }
-    emit(direction, at, rank, j, y_row, m);
+    emit(direction, at, rank, j, y_row, next_state.m);
 }
 
 @compute @workgroup_size(WG_X, WG_Y)

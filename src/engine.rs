@@ -93,11 +93,6 @@ impl Engine {
     /// [`DeviceLimit`](ErrorKind::DeviceLimit) if a weight matrix is larger than a binding of the device;
     /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
     pub async fn load(&self, weights: &LstmWeights) -> Result<Lstm> {
-        let is_plain = |l: &crate::spec::LayerSpec| l.cell == Default::default() && l.merge == Default::default();
-        #[cfg(feature = "gpu")]
-        if matches!(self.inner.device, Device::Gpu(_)) && !weights.spec().layers().iter().all(is_plain) {
-            bail!(Unsupported, "cells other than the plain LSTM do not run on a GPU yet");
-        }
         let model = match &self.inner.device {
             #[cfg(feature = "gpu")]
             Device::Gpu(context) => Model::Gpu(GpuLstm::load(context, weights).await?),

@@ -9,7 +9,7 @@ pub use gpu_internals::*;
 mod gpu_internals {
     pub use crate::kernels::params;
     pub use crate::kernels::{
-        Binding, BindingKind, GATES, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NONE, ROW_ALIGN, ROW_TILES,
+        Binding, BindingKind, CellCode, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NONE, ROW_ALIGN, ROW_TILES,
         SEGMENT, padded,
     };
     pub use crate::pack::{PackedLayer, pack_input_rows, pack_layer, unpack_layer};

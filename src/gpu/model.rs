@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::device::Context;
 use crate::error::{Result, bail};
-use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, ROW_ALIGN, padded};
+use crate::kernels::{KernelId, LayerLayout, ModelPart};
 use crate::pack::pack_layer;
-use crate::plan::tiles;
+use crate::plan::{LayerKernels, tiles};
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
 
@@ -16,7 +16,7 @@ pub(crate) struct GpuLstm {
     pub(super) context: Arc<Context>,
     pub(super) spec: LstmSpec,
     /// Per layer, by [`ModelPart`]; `None` for a part that the layer does not have.
-    buffers: Vec<[Option<wgpu::Buffer>; 4]>,
+    buffers: Vec<[Option<wgpu::Buffer>; 6]>,
 }
 
 impl GpuLstm {
@@ -85,17 +85,10 @@ impl GpuLstm {
 /// The variants that batches of any size of this model use.
 fn kernels(spec: &LstmSpec) -> BTreeSet<KernelId> {
     let mut ids = BTreeSet::new();
-    for layer in spec.layers() {
-        let (hidden, h_stride) = (layer.hidden_size, padded(layer.h_size()));
-        let mut kernels = vec![(Kernel::InputProjection, hidden)];
-        if layer.projection_size.is_some() {
-            kernels.push((Kernel::RecurrentStepProjected, padded(hidden)));
-            kernels.push((Kernel::ProjectionStep, h_stride / ROW_ALIGN));
-        } else {
-            kernels.push((Kernel::RecurrentStep, padded(hidden)));
-        }
-        for (kernel, columns) in kernels {
-            ids.extend(tiles::variants(kernel, columns));
+    for l in 0..spec.num_layers() {
+        let LayerKernels { cell, input, step } = LayerKernels::new(spec.layers(), l);
+        for (kernel, columns) in std::iter::once(input).chain(step) {
+            ids.extend(tiles::variants(kernel, cell, columns));
         }
     }
     ids

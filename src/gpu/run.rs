@@ -1,14 +1,17 @@
 //! Record, submit, read back: a loop over the plan.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::device::{Context, Scratch, Wanted};
 use super::model::GpuLstm;
 use super::wait::{Signal, Waiting, map};
 use crate::batch::{BatchOutput, Layout, SequenceBatch, SequenceOutput};
 use crate::error::{Error, ErrorKind, Result, bail};
-use crate::kernels::{KernelId, padded};
-use crate::pack::{pack_input_rows, pack_state, pack_state_buffer, row_table, scatter_plane, unpack_state};
+use crate::kernels::padded;
+use crate::pack::{
+    Plane, pack_input_rows, pack_state, pack_state_buffer, put_row, row_table, scatter_plane, unpack_state,
+};
+use crate::spec::Merge;
 use crate::plan::{BufferId, BufferRange, Content, Plan, PlanRequest, RowsAt, TileOverride, Upload};
 
 /// Submits whose results are awaited before more are made, so that memory stays bounded.
@@ -105,9 +108,9 @@ impl GpuLstm {
         let rows = options.rows;
         self.check_rows(batch, &rows)?;
         let plan = self.plan(batch, &options)?;
-        let mut pipelines = HashMap::new();
-        for id in plan.kernels() {
-            pipelines.insert(id, context.pipeline(id).await?);
+        let mut pipelines = Vec::with_capacity(plan.kernels.len());
+        for &id in &plan.kernels {
+            pipelines.push(context.pipeline(id).await?);
         }
         let scratch = acquire(context, &plan).await?;
         let resources = Resources { model: self, scratch: &scratch, rows };
@@ -228,7 +231,7 @@ impl<'a> Resources<'a> {
         plan: &Plan,
         index: usize,
         batch: &SequenceBatch<'_>,
-        pipelines: &HashMap<KernelId, wgpu::ComputePipeline>,
+        pipelines: &[wgpu::ComputePipeline],
         bind_groups: &[wgpu::BindGroup],
     ) -> InFlight {
         let context = &self.model.context;
@@ -247,7 +250,7 @@ impl<'a> Resources<'a> {
             let mut current = None;
             for dispatch in &submit.dispatches {
                 if current != Some(dispatch.kernel) {
-                    pass.set_pipeline(&pipelines[&dispatch.kernel]);
+                    pass.set_pipeline(&pipelines[dispatch.kernel]);
                     current = Some(dispatch.kernel);
                 }
                 pass.set_bind_group(0, &bind_groups[dispatch.bind_group], &[dispatch.uniform_bytes]);
@@ -293,7 +296,7 @@ impl<'a> Resources<'a> {
                 let table = row_table(&plan.schedule, rows.clone(), batch.layout(), batch.seq_len());
                 write(*buffer, bytemuck::cast_slice(&table));
             }
-            Upload::InitialState { layer, h, state } => {
+            Upload::InitialState { layer, c_len, h, state } => {
                 let (h_first, c_first) = state_offsets(self.model, *layer, batch.batch_size());
                 let spec = &self.model.spec.layers()[*layer];
                 let directions = spec.num_directions();
@@ -302,7 +305,8 @@ impl<'a> Resources<'a> {
                     pack_state(s.as_deref(), &plan.schedule, directions, width)
                 };
                 let h_0 = of_layer(batch.initial_h(), h_first, spec.h_size());
-                let c_0 = of_layer(batch.initial_c(), c_first, spec.hidden_size);
+                let mut c_0 = of_layer(batch.initial_c(), c_first, spec.c_size());
+                c_0.resize(*c_len, 0.0);
                 write(h[0], bytemuck::cast_slice(&h_0));
                 write(h[1], bytemuck::cast_slice(&h_0));
                 let len = self.size(plan, &BufferRange::from(*state)) as usize / 4;
@@ -317,7 +321,7 @@ impl<'a> Resources<'a> {
 fn state_offsets(model: &GpuLstm, layer: usize, batch_size: usize) -> (usize, usize) {
     model.spec.layers()[..layer].iter().fold((0, 0), |(h, c), spec| {
         let rows = spec.num_directions() * batch_size;
-        (h + rows * spec.h_size(), c + rows * spec.hidden_size)
+        (h + rows * spec.h_size(), c + rows * spec.c_size())
     })
 }
 
@@ -351,7 +355,7 @@ impl<'a> Results<'a> {
             last: zeros(wanted.sequence == SequenceOutput::Last, batch.batch_size() * last.output_size()),
             h_n: zeros(wanted.final_state, batch.batch_size() * h_size),
             c_n: zeros(wanted.final_state, batch.batch_size() * c_size),
-            cells: zeros(wanted.cells, rows * last.num_directions() * last.hidden_size),
+            cells: zeros(wanted.cells, rows * last.num_directions() * last.c_size()),
         };
         Self { batch, model, output }
     }
@@ -375,25 +379,19 @@ impl<'a> Results<'a> {
             match &read.content {
                 Content::Rows { direction, rows } => {
                     let parts = [
-                        (self.output.output.as_mut(), plan.rows.h_column, last.h_size()),
-                        (self.output.cells.as_mut(), plan.rows.c_column, last.hidden_size),
+                        (self.output.output.as_mut(), plan.rows.h_column, last.h_size(), last.merge),
+                        (self.output.cells.as_mut(), plan.rows.c_column, last.c_size(), Merge::Concat),
                     ];
-                    for (out, column, width) in parts {
+                    for (out, column, width, merge) in parts {
                         if let (Some(out), Some(column)) = (out, column) {
-                            let features = last.num_directions() * width;
+                            let plane = Plane { values, stride: plan.rows.stride, column, width };
+                            let outputs = merge.num_outputs(last.num_directions());
                             let (layout, t_len, b_len): (Layout, _, _) =
                                 (batch.layout(), batch.seq_len(), batch.batch_size());
-                            let place = |t, b| layout.row(t, b, t_len, b_len) * features + direction * width;
-                            scatter_plane(
-                                values,
-                                plan.rows.stride,
-                                column,
-                                width,
-                                &plan.schedule,
-                                rows.clone(),
-                                place,
-                                out,
-                            );
+                            let place = |t, b| {
+                                (layout.row(t, b, t_len, b_len) * outputs + direction.min(&(outputs - 1))) * width
+                            };
+                            scatter_plane(&plane, &plan.schedule, rows.clone(), place, merge, out);
                         }
                     }
                 }
@@ -418,7 +416,7 @@ impl<'a> Results<'a> {
                         plan,
                         spec,
                         *layer,
-                        spec.layers()[*layer].hidden_size,
+                        spec.layers()[*layer].c_size(),
                     );
                 }
                 Content::Last => {
@@ -426,9 +424,10 @@ impl<'a> Results<'a> {
                         let width = last.h_size();
                         let stride = padded(width);
                         for d in 0..last.num_directions() {
+                            let column = d.min(last.num_outputs() - 1) * width;
                             for (rank, &b) in plan.schedule.order().iter().enumerate() {
-                                out[b * last.output_size() + d * width..][..width]
-                                    .copy_from_slice(&values[(d * batch.batch_size() + rank) * stride..][..width]);
+                                let row = &values[(d * batch.batch_size() + rank) * stride..][..width];
+                                put_row(last.merge, &mut out[b * last.output_size() + column..][..width], row);
                             }
                         }
                     }

@@ -4,7 +4,7 @@ use super::device::Context;
 use super::wait::{Waiting, map};
 use crate::error::{Result, bail};
 use crate::kernels::params::SelfTestParams;
-use crate::kernels::{Kernel, KernelId};
+use crate::kernels::{CellCode, Kernel, KernelId};
 
 /// Where tanh and sigmoid go wrong on some drivers, and where they must be accurate.
 const PROBES: [f32; 19] = [
@@ -18,7 +18,7 @@ const ACTIVATION_TOLERANCE: f64 = 5.0 / (1u64 << 23) as f64;
 
 /// Runs the test. Returns the most loop trips that the driver completes, `None` if no bound was found.
 pub(crate) async fn run(context: &Context) -> Result<Option<u32>> {
-    let id = KernelId { kernel: Kernel::SelfTest, rows: 1, lanes: 64 };
+    let id = KernelId { kernel: Kernel::SelfTest, cell: CellCode::default(), rows: 1, lanes: 64 };
     let pipeline = context.pipeline(id).await?;
     let n = PROBES.len() as u64;
     let params =

@@ -1,15 +1,26 @@
-//! Where the kernels expect the weights of a layer: sizes and byte ranges of its four buffers.
+//! Where the kernels expect the weights of a layer: sizes and byte ranges of its buffers.
 //!
 //! All weights are k-major with one vec4 per column, so that the lanes of a workgroup read neighbouring vec4:
-//! `weights_ih` [D][K][H] of gates i f g o, K the concatenated input planes; `bias` [D][H] of gates;
-//! `weights_hh` [D][h_stride][H] of gates; `weights_hr` [D][hidden_stride][h_stride / 4] of four outputs each.
-//! Every k is padded to whole vec4 with zeros. The ranges of the directions of `weights_ih` and `bias` start at
-//! multiples of [`RANGE_ALIGN`], since they are bound one at a time.
+//! `weights_ih` [D][K][columns], K the concatenated input planes; `bias` [D][columns]; `weights_hh`
+//! [D][h_stride][columns_hh]; `weights_inner` [D][hidden_stride][h_stride / 4] of four outputs each. What a column is
+//! depends on the cell:
+//!
+//! | cell | column of `weights_ih` and `bias` | column of `weights_hh` | `weights_inner` |
+//! |---|---|---|---|
+//! | LSTM | i f g o of a unit | i f g o of a unit | W_hr |
+//! | GRU, linear before reset | r z n of a unit, and b_hn | r z n of a unit | – |
+//! | GRU, not linear before reset | r z n of a unit | r z of two units | W_hn |
+//! | RNN | four units | four units | – |
+//!
+//! `cell_vectors` holds, per unit, the peepholes i f o; with layer normalisation the scales, the biases (`bias` is zero
+//! then) and the peepholes. Every k is padded to whole vec4 with zeros. The ranges of the directions of `weights_ih` and
+//! `bias` start at multiples of [`RANGE_ALIGN`], since they are bound one at a time.
 
 use std::ops::Range;
 
 use super::padded;
-use crate::spec::LayerSpec;
+use crate::cell::CellSpec;
+use crate::spec::{LayerSpec, Merge};
 
 /// `min_storage_buffer_offset_alignment` of WebGPU's default limits, the largest there is.
 const RANGE_ALIGN: u64 = 256;
@@ -24,13 +35,24 @@ pub enum ModelPart {
     Bias,
     /// Recurrent weights, both directions.
     WeightsHh,
-    /// Projection weights, both directions; absent without projection.
-    WeightsHr,
+    /// The weights of a second product in a step, both directions: of the projection, or W_hn; often absent.
+    WeightsInner,
+    /// Peepholes and normalisation, both directions; often absent.
+    CellVectors,
+    /// The bias of the projection, both directions; often absent.
+    BiasHr,
 }
 
 impl ModelPart {
     /// All parts.
-    pub const ALL: [ModelPart; 4] = [ModelPart::WeightsIh, ModelPart::Bias, ModelPart::WeightsHh, ModelPart::WeightsHr];
+    pub const ALL: [ModelPart; 6] = [
+        ModelPart::WeightsIh,
+        ModelPart::Bias,
+        ModelPart::WeightsHh,
+        ModelPart::WeightsInner,
+        ModelPart::CellVectors,
+        ModelPart::BiasHr,
+    ];
 
     /// `weights_ih`
     pub fn name(self) -> &'static str {
@@ -38,7 +60,34 @@ impl ModelPart {
             ModelPart::WeightsIh => "weights_ih",
             ModelPart::Bias => "bias",
             ModelPart::WeightsHh => "weights_hh",
-            ModelPart::WeightsHr => "weights_hr",
+            ModelPart::WeightsInner => "weights_inner",
+            ModelPart::CellVectors => "cell_vectors",
+            ModelPart::BiasHr => "bias_hr",
+        }
+    }
+}
+
+/// What a column of weights is; see the table of the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// LSTM.
+    Lstm,
+    /// GRU, linear before reset.
+    Gru,
+    /// GRU, not linear before reset.
+    GruAfterReset,
+    /// RNN.
+    Rnn,
+}
+
+impl Form {
+    /// The form of a cell.
+    pub fn of(cell: &CellSpec) -> Self {
+        match cell {
+            CellSpec::Lstm(_) => Form::Lstm,
+            CellSpec::Gru(cell) if cell.linear_before_reset => Form::Gru,
+            CellSpec::Gru(_) => Form::GruAfterReset,
+            CellSpec::Rnn(_) => Form::Rnn,
         }
     }
 }
@@ -48,16 +97,29 @@ impl ModelPart {
 pub struct LayerLayout {
     /// The width of each plane of the input, unpadded.
     pub plane_size: usize,
-    /// The number of planes: the directions of the layer before, 1 for the first layer.
+    /// The number of planes side by side: the directions of the layer before, 1 if they are summed and for the first
+    /// layer.
     pub num_planes: usize,
+    /// Whether a row of the input is the sum of two planes.
+    pub sums_planes: bool,
     /// H.
     pub hidden_size: usize,
     /// P or H.
     pub h_size: usize,
     /// D.
     pub num_directions: usize,
-    /// Whether the layer has a projection.
-    pub projected: bool,
+    /// What a column is.
+    pub form: Form,
+    /// vec4 per k of the input weights, and per row of gates.
+    pub columns: usize,
+    /// vec4 per k of the recurrent weights.
+    pub columns_hh: usize,
+    /// Whether a step has a second product.
+    pub has_inner: bool,
+    /// vec4 per unit of the cell vectors; 0 for none.
+    pub vectors: usize,
+    /// Whether the projection has a bias.
+    pub projection_bias: bool,
 }
 
 impl LayerLayout {
@@ -65,17 +127,55 @@ impl LayerLayout {
     pub fn new(layers: &[LayerSpec], l: usize) -> Self {
         let layer = &layers[l];
         let (plane_size, num_planes) = match l.checked_sub(1) {
-            Some(before) => (layers[before].h_size(), layers[before].num_directions()),
+            Some(before) => (layers[before].h_size(), layers[before].num_outputs()),
             None => (layer.input_size, 1),
         };
+        let hidden = layer.hidden_size;
+        let form = Form::of(&layer.cell);
+        let (columns, columns_hh, has_inner) = match form {
+            Form::Lstm => (hidden, hidden, layer.projection_size.is_some()),
+            Form::Gru => (hidden, hidden, false),
+            Form::GruAfterReset => (hidden, hidden.div_ceil(2), true),
+            Form::Rnn => (padded(hidden) / 4, padded(hidden) / 4, false),
+        };
+        let lstm = layer.cell.lstm().copied().unwrap_or_default();
         Self {
             plane_size,
             num_planes,
+            sums_planes: l > 0 && layers[l - 1].merge == Merge::Sum,
             hidden_size: layer.hidden_size,
             h_size: layer.h_size(),
             num_directions: layer.num_directions(),
-            projected: layer.projection_size.is_some(),
+            form,
+            columns,
+            columns_hh,
+            has_inner,
+            vectors: match (lstm.layer_norm, lstm.peepholes) {
+                (true, _) => 3,
+                (false, true) => 1,
+                (false, false) => 0,
+            },
+            projection_bias: lstm.projection_bias,
         }
+    }
+
+    /// Rows of weights per unit.
+    pub fn num_gates(&self) -> usize {
+        match self.form {
+            Form::Lstm => 4,
+            Form::Gru | Form::GruAfterReset => 3,
+            Form::Rnn => 1,
+        }
+    }
+
+    /// Whether the gates are layer-normalised.
+    pub fn is_normalized(&self) -> bool {
+        self.vectors == 3
+    }
+
+    /// Whether there is room for peepholes.
+    pub fn has_peepholes(&self) -> bool {
+        self.vectors > 0
     }
 
     /// K of the input sum: all planes, each padded.
@@ -90,22 +190,22 @@ impl LayerLayout {
 
     /// Byte range of the input weights of direction `d`.
     pub fn weights_ih(&self, d: usize) -> Range<u64> {
-        aligned_range(d, self.input_k() * self.hidden_size)
+        aligned_range(d, self.input_k() * self.columns)
     }
 
     /// Byte range of the bias of direction `d`.
     pub fn bias(&self, d: usize) -> Range<u64> {
-        aligned_range(d, self.hidden_size)
+        aligned_range(d, self.columns)
     }
 
     /// Bytes of the recurrent weights of one direction.
     pub fn weights_hh_bytes(&self) -> u64 {
-        (padded(self.h_size) * self.hidden_size) as u64 * VEC4
+        (padded(self.h_size) * self.columns_hh) as u64 * VEC4
     }
 
-    /// Bytes of the projection weights of one direction; 0 without projection.
-    pub fn weights_hr_bytes(&self) -> u64 {
-        if self.projected { (padded(self.hidden_size) * padded(self.h_size) / 4) as u64 * VEC4 } else { 0 }
+    /// Bytes of the weights of the second product of one direction; 0 without one.
+    pub fn weights_inner_bytes(&self) -> u64 {
+        if self.has_inner { (padded(self.hidden_size) * padded(self.h_size) / 4) as u64 * VEC4 } else { 0 }
     }
 
     /// Bytes of the largest binding of a buffer.
@@ -113,18 +213,22 @@ impl LayerLayout {
         match part {
             ModelPart::WeightsIh => self.weights_ih(0).end,
             ModelPart::Bias => self.bias(0).end,
-            ModelPart::WeightsHh | ModelPart::WeightsHr => self.size_bytes(part),
+            _ => self.size_bytes(part),
         }
     }
 
-    /// Bytes of a buffer.
+    /// Bytes of a buffer; 0 if the layer does not have it.
     pub fn size_bytes(&self, part: ModelPart) -> u64 {
         let last = self.num_directions - 1;
+        let directions = self.num_directions as u64;
         match part {
             ModelPart::WeightsIh => self.weights_ih(last).end,
             ModelPart::Bias => self.bias(last).end,
-            ModelPart::WeightsHh => self.num_directions as u64 * self.weights_hh_bytes(),
-            ModelPart::WeightsHr => self.num_directions as u64 * self.weights_hr_bytes(),
+            ModelPart::WeightsHh => directions * self.weights_hh_bytes(),
+            ModelPart::WeightsInner => directions * self.weights_inner_bytes(),
+            ModelPart::CellVectors => directions * (self.hidden_size * self.vectors) as u64 * VEC4,
+            ModelPart::BiasHr if self.projection_bias => directions * (padded(self.h_size) / 4) as u64 * VEC4,
+            ModelPart::BiasHr => 0,
         }
     }
 }

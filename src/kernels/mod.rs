@@ -6,11 +6,13 @@
 //! Afterwards the plan speaks of kernels by [`KernelId`] only.
 //! Not here: pipelines (`gpu::pipelines`), the choice of tiles (`plan::tiles`). No wgpu types.
 
+mod cell;
 mod layout;
 pub mod params;
 mod rows;
 
-pub use layout::{LayerLayout, ModelPart};
+pub use cell::CellCode;
+pub use layout::{Form, LayerLayout, ModelPart};
 use rows::RowFunctions;
 
 /// k is summed in segments of this many elements: sequentially inside a segment, then the segment sums in
@@ -18,8 +20,8 @@ use rows::RowFunctions;
 pub const SEGMENT: usize = 32;
 /// Rows are padded to whole vec4.
 pub const ROW_ALIGN: usize = 4;
-/// Gates per hidden unit, in the order i f g o: one vec4.
-pub const GATES: usize = 4;
+/// Numbers per column of weights: one vec4.
+pub const COLUMN: usize = 4;
 /// An offset that means "not stored", `NONE` in the shaders.
 pub const NONE: u32 = u32::MAX;
 /// Row tiles that a plan may choose: batch rows per invocation.
@@ -89,14 +91,36 @@ const fn dynamic_uniform<T>(name: &'static str) -> Binding {
 /// A kernel: one row of the kernel table in `shaders/README.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kernel {
-    /// `shaders/input_projection.wgsl`
+    /// `shaders/input_projection.wgsl` with `planes_concat`
     InputProjection,
-    /// `shaders/recurrent_step.wgsl` with `emit_h`
+    /// `shaders/input_projection.wgsl` with `planes_sum`
+    InputProjectionSum,
+    /// `shaders/recurrent_step.wgsl` with `cell_lstm`, `no_peepholes` and `emit_h`
     RecurrentStep,
-    /// `shaders/recurrent_step.wgsl` with `emit_m`
+    /// `shaders/recurrent_step.wgsl` with `cell_lstm`, `no_peepholes` and `emit_m`
     RecurrentStepProjected,
-    /// `shaders/projection_step.wgsl`
+    /// `shaders/recurrent_step.wgsl` with `cell_lstm`, `peepholes` and `emit_h`
+    PeepholeStep,
+    /// `shaders/recurrent_step.wgsl` with `cell_lstm`, `peepholes` and `emit_m`
+    PeepholeStepProjected,
+    /// `shaders/gate_sums.wgsl`
+    GateSums,
+    /// `shaders/normalized_cell.wgsl` with `emit_h`
+    NormalizedCell,
+    /// `shaders/normalized_cell.wgsl` with `emit_m`
+    NormalizedCellProjected,
+    /// `shaders/projection_step.wgsl` with `no_projection_bias`
     ProjectionStep,
+    /// `shaders/projection_step.wgsl` with `projection_bias`
+    ProjectionStepBias,
+    /// `shaders/recurrent_step.wgsl` with `cell_gru` and `emit_h`
+    GruStep,
+    /// `shaders/gru_reset.wgsl`
+    GruReset,
+    /// `shaders/gru_candidate.wgsl`
+    GruCandidate,
+    /// `shaders/rnn_step.wgsl`
+    RnnStep,
     /// `shaders/copy_rows.wgsl`
     CopyRows,
     /// `shaders/self_test.wgsl`
@@ -105,11 +129,22 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 6] = [
+    pub const ALL: [Kernel; 17] = [
         Kernel::InputProjection,
+        Kernel::InputProjectionSum,
         Kernel::RecurrentStep,
         Kernel::RecurrentStepProjected,
+        Kernel::PeepholeStep,
+        Kernel::PeepholeStepProjected,
+        Kernel::GateSums,
+        Kernel::NormalizedCell,
+        Kernel::NormalizedCellProjected,
         Kernel::ProjectionStep,
+        Kernel::ProjectionStepBias,
+        Kernel::GruStep,
+        Kernel::GruReset,
+        Kernel::GruCandidate,
+        Kernel::RnnStep,
         Kernel::CopyRows,
         Kernel::SelfTest,
     ];
@@ -117,9 +152,18 @@ impl Kernel {
     /// Name of the entry point, the file and, after `lstm.`, the label.
     pub fn entry_point(self) -> &'static str {
         match self {
-            Kernel::InputProjection => "input_projection",
-            Kernel::RecurrentStep | Kernel::RecurrentStepProjected => "recurrent_step",
-            Kernel::ProjectionStep => "projection_step",
+            Kernel::InputProjection | Kernel::InputProjectionSum => "input_projection",
+            Kernel::RecurrentStep
+            | Kernel::RecurrentStepProjected
+            | Kernel::PeepholeStep
+            | Kernel::PeepholeStepProjected
+            | Kernel::GruStep => "recurrent_step",
+            Kernel::GateSums => "gate_sums",
+            Kernel::NormalizedCell | Kernel::NormalizedCellProjected => "normalized_cell",
+            Kernel::ProjectionStep | Kernel::ProjectionStepBias => "projection_step",
+            Kernel::GruReset => "gru_reset",
+            Kernel::GruCandidate => "gru_candidate",
+            Kernel::RnnStep => "rnn_step",
             Kernel::CopyRows => "copy_rows",
             Kernel::SelfTest => "self_test",
         }
@@ -128,7 +172,13 @@ impl Kernel {
     /// The name of the kernel with its variant.
     pub fn name(self) -> &'static str {
         match self {
+            Kernel::InputProjectionSum => "input_projection_sum",
             Kernel::RecurrentStepProjected => "recurrent_step_projected",
+            Kernel::PeepholeStep => "peephole_step",
+            Kernel::PeepholeStepProjected => "peephole_step_projected",
+            Kernel::NormalizedCellProjected => "normalized_cell_projected",
+            Kernel::ProjectionStepBias => "projection_step_bias",
+            Kernel::GruStep => "gru_step",
             other => other.entry_point(),
         }
     }
@@ -137,7 +187,7 @@ impl Kernel {
     pub fn bindings(self) -> &'static [Binding] {
         use params::{CopyParams, InputParams, SelfTestParams, Step};
         match self {
-            Kernel::InputProjection => {
+            Kernel::InputProjection | Kernel::InputProjectionSum => {
                 const {
                     &[
                         dynamic_uniform::<InputParams>("params"),
@@ -149,13 +199,52 @@ impl Kernel {
                     ]
                 }
             }
-            Kernel::RecurrentStep | Kernel::RecurrentStepProjected => {
+            Kernel::RecurrentStep | Kernel::RecurrentStepProjected | Kernel::GruStep => {
                 const {
                     &[
                         dynamic_uniform::<Step>("timestep"),
                         read("x_gates"),
                         read("w_hh"),
                         read("h_prev"),
+                        read_write("next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                    ]
+                }
+            }
+            Kernel::PeepholeStep | Kernel::PeepholeStepProjected => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x_gates"),
+                        read("w_hh"),
+                        read("h_prev"),
+                        read_write("next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                        read("peepholes"),
+                    ]
+                }
+            }
+            Kernel::GateSums => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x_gates"),
+                        read("w_hh"),
+                        read("h_prev"),
+                        read_write("sums"),
+                    ]
+                }
+            }
+            Kernel::NormalizedCell | Kernel::NormalizedCellProjected => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("sums"),
+                        read("cell_vectors"),
                         read_write("next"),
                         read_write("state"),
                         read_write("y0"),
@@ -176,6 +265,61 @@ impl Kernel {
                     ]
                 }
             }
+            Kernel::ProjectionStepBias => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("w_hr"),
+                        read("m"),
+                        read_write("h_next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                        read("b_hr"),
+                    ]
+                }
+            }
+            Kernel::GruReset => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x_gates"),
+                        read("w_hh"),
+                        read("h_prev"),
+                        read_write("m"),
+                        read_write("state"),
+                    ]
+                }
+            }
+            Kernel::GruCandidate => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x_gates"),
+                        read("w_hn"),
+                        read("m"),
+                        read("h_prev"),
+                        read_write("h_next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                    ]
+                }
+            }
+            Kernel::RnnStep => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x_gates"),
+                        read("w_hh"),
+                        read("h_prev"),
+                        read_write("h_next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                    ]
+                }
+            }
             Kernel::CopyRows => {
                 const { &[dynamic_uniform::<CopyParams>("params"), read("table"), read("src"), read_write("dst")] }
             }
@@ -185,22 +329,47 @@ impl Kernel {
         }
     }
 
-    /// Whether ROWS, WG_X and WG_Y apply.
-    fn is_tiled(self) -> bool {
-        !matches!(self, Kernel::SelfTest)
+    /// Whether WG_X and WG_Y apply.
+    pub fn is_tiled(self) -> bool {
+        !matches!(self, Kernel::SelfTest | Kernel::NormalizedCell | Kernel::NormalizedCellProjected)
     }
 
     /// Whether the kernel sums over k and has a row tile.
     pub fn has_row_tile(self) -> bool {
-        !matches!(self, Kernel::SelfTest | Kernel::CopyRows)
+        self.is_tiled() && self != Kernel::CopyRows
+    }
+
+    /// Whether the options of a cell decide a part of its text.
+    pub fn has_cell(self) -> bool {
+        match self {
+            Kernel::RecurrentStep
+            | Kernel::RecurrentStepProjected
+            | Kernel::PeepholeStep
+            | Kernel::PeepholeStepProjected
+            | Kernel::NormalizedCell
+            | Kernel::NormalizedCellProjected
+            | Kernel::GruStep
+            | Kernel::GruReset
+            | Kernel::GruCandidate
+            | Kernel::RnnStep => true,
+            Kernel::InputProjection
+            | Kernel::InputProjectionSum
+            | Kernel::GateSums
+            | Kernel::ProjectionStep
+            | Kernel::ProjectionStepBias
+            | Kernel::CopyRows
+            | Kernel::SelfTest => false,
+        }
     }
 }
 
-/// A kernel with its tile: one pipeline.
+/// A kernel with its cell and its tile: one pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KernelId {
     /// The kernel.
     pub kernel: Kernel,
+    /// The options of the cell; the default for kernels that do not depend on them.
+    pub cell: CellCode,
     /// Batch rows per invocation, one of [`ROW_TILES`]; 1 for kernels without a row tile.
     pub rows: u32,
     /// WG_X, one of [`LANE_TILES`].
@@ -208,19 +377,25 @@ pub struct KernelId {
 }
 
 impl KernelId {
-    /// Every variant that a plan can choose, and the self-test.
+    /// Every tile of every kernel with the default options of a cell, and of kernels that depend on the options one tile
+    /// with each of [`CellCode::examples`]. Other options make more.
     pub fn all() -> Vec<KernelId> {
-        let mut ids = Vec::new();
+        let mut ids: Vec<KernelId> = CellCode::examples().into_iter().flat_map(Self::with_options).collect();
         for kernel in Kernel::ALL {
             let rows: &[u32] = if kernel.has_row_tile() { &ROW_TILES } else { &[1] };
             let lanes: &[u32] = if kernel.is_tiled() { &LANE_TILES } else { &[64] };
             for &rows in rows {
                 for &lanes in lanes {
-                    ids.push(KernelId { kernel, rows, lanes });
+                    ids.push(KernelId { kernel, cell: CellCode::default(), rows, lanes });
                 }
             }
         }
         ids
+    }
+
+    fn with_options(cell: CellCode) -> impl Iterator<Item = KernelId> {
+        let kernels = Kernel::ALL.into_iter().filter(|kernel| kernel.has_cell());
+        kernels.map(move |kernel| KernelId { kernel, cell, rows: if kernel.has_row_tile() { 4 } else { 1 }, lanes: 64 })
     }
 
     /// WG_Y.
@@ -235,16 +410,17 @@ impl KernelId {
 
     /// The override constants of the pipeline.
     pub fn constants(self) -> Vec<(&'static str, f64)> {
+        let mut constants = if self.kernel.has_cell() { self.cell.constants() } else { Vec::new() };
         if self.kernel.is_tiled() {
-            vec![("WG_X", f64::from(self.lanes)), ("WG_Y", f64::from(self.workgroup_rows()))]
-        } else {
-            Vec::new()
+            constants.extend([("WG_X", f64::from(self.lanes)), ("WG_Y", f64::from(self.workgroup_rows()))]);
         }
+        constants
     }
 
-    /// `recurrent_step.rows4.x64`
+    /// `recurrent_step.rows4.x64`, with the options of the cell if they are not the default.
     pub fn name(self) -> String {
-        format!("{}.rows{}.x{}", self.kernel.name(), self.rows, self.lanes)
+        let tile = format!("{}.rows{}.x{}", self.kernel.name(), self.rows, self.lanes);
+        if self.cell == CellCode::default() { tile } else { format!("{tile}.{}", self.cell.name()) }
     }
 
     /// The label of its GPU objects.
@@ -252,42 +428,114 @@ impl KernelId {
         format!("lstm.{}", self.name())
     }
 
-    /// The WGSL source: the kernel's file, the pieces it lists and the text generated for its row tile.
+    /// The WGSL source: the kernel's file, the pieces it lists, and the text generated for its cell and its row tile.
     pub fn source(self) -> String {
-        const ACTIVATION: &str = include_str!("../../shaders/lib/activation.wgsl");
-        const STEP: &str = include_str!("../../shaders/lib/step.wgsl");
-        const EMIT_H: &str = include_str!("../../shaders/lib/emit_h.wgsl");
-        const EMIT_M: &str = include_str!("../../shaders/lib/emit_m.wgsl");
-        const INPUT_PROJECTION: &str = include_str!("../../shaders/input_projection.wgsl");
-        const RECURRENT_STEP: &str = include_str!("../../shaders/recurrent_step.wgsl");
-        const PROJECTION_STEP: &str = include_str!("../../shaders/projection_step.wgsl");
-        const COPY_ROWS: &str = include_str!("../../shaders/copy_rows.wgsl");
-        const SELF_TEST: &str = include_str!("../../shaders/self_test.wgsl");
-        let (pieces, rows): (&[&str], Option<RowFunctions>) = match self.kernel {
-            Kernel::InputProjection => (
-                &[INPUT_PROJECTION],
-                Some(RowFunctions {
-                    weights: "weights",
-                    inputs: &[("dot_x0", "x0"), ("dot_x1", "x1")],
-                    finish_leading: &[],
-                }),
-            ),
-            Kernel::RecurrentStep => (&[RECURRENT_STEP, EMIT_H, STEP, ACTIVATION], Some(RowFunctions::STEP)),
-            Kernel::RecurrentStepProjected => (&[RECURRENT_STEP, EMIT_M, STEP, ACTIVATION], Some(RowFunctions::STEP)),
-            Kernel::ProjectionStep => (
-                &[PROJECTION_STEP, STEP],
-                Some(RowFunctions { weights: "w_hr", inputs: &[("dot_m", "m")], finish_leading: &["direction"] }),
-            ),
-            Kernel::CopyRows => (&[COPY_ROWS], None),
-            Kernel::SelfTest => (&[SELF_TEST, ACTIVATION], None),
+        let pieces: &[&str] = match self.kernel {
+            Kernel::InputProjection => &[text::INPUT_PROJECTION, text::PLANES_CONCAT],
+            Kernel::InputProjectionSum => &[text::INPUT_PROJECTION, text::PLANES_SUM],
+            Kernel::RecurrentStep => {
+                &[text::RECURRENT_STEP, text::CELL_LSTM, text::NO_PEEPHOLES, text::EMIT_H, text::STORE_Y, text::STEP]
+            }
+            Kernel::RecurrentStepProjected => {
+                &[text::RECURRENT_STEP, text::CELL_LSTM, text::NO_PEEPHOLES, text::EMIT_M, text::STORE_Y, text::STEP]
+            }
+            Kernel::PeepholeStep => {
+                &[text::RECURRENT_STEP, text::CELL_LSTM, text::PEEPHOLES, text::EMIT_H, text::STORE_Y, text::STEP]
+            }
+            Kernel::PeepholeStepProjected => {
+                &[text::RECURRENT_STEP, text::CELL_LSTM, text::PEEPHOLES, text::EMIT_M, text::STORE_Y, text::STEP]
+            }
+            Kernel::GateSums => &[text::GATE_SUMS, text::STEP],
+            Kernel::NormalizedCell => &[text::NORMALIZED_CELL, text::EMIT_H, text::STORE_Y, text::STEP],
+            Kernel::NormalizedCellProjected => &[text::NORMALIZED_CELL, text::EMIT_M, text::STORE_Y, text::STEP],
+            Kernel::ProjectionStep => &[text::PROJECTION_STEP, text::NO_PROJECTION_BIAS, text::EMIT4, text::STEP],
+            Kernel::ProjectionStepBias => &[text::PROJECTION_STEP, text::PROJECTION_BIAS, text::EMIT4, text::STEP],
+            Kernel::GruStep => &[text::RECURRENT_STEP, text::CELL_GRU, text::EMIT_H, text::STORE_Y, text::STEP],
+            Kernel::GruReset => &[text::GRU_RESET, text::STEP],
+            Kernel::GruCandidate => &[text::GRU_CANDIDATE, text::EMIT4, text::STEP],
+            Kernel::RnnStep => &[text::RNN_STEP, text::EMIT4, text::STEP],
+            Kernel::CopyRows => &[text::COPY_ROWS],
+            Kernel::SelfTest => &[text::SELF_TEST, text::ACTIVATION],
         };
         let mut source = pieces.join("\n");
-        if let Some(functions) = rows {
+        let mut add = |text: &str| {
             source.push('\n');
-            source.push_str(&functions.source(self.rows));
+            source.push_str(text);
+        };
+        if self.kernel.has_cell() {
+            add(text::ACTIVATION);
+            if self.cell.needs_functions() {
+                add(text::FUNCTIONS);
+            }
+            add(&self.cell.source());
+        }
+        if let Some(functions) = self.row_functions() {
+            add(&functions.source(self.rows));
         }
         source
     }
+
+    /// What is generated for the row tile.
+    fn row_functions(self) -> Option<RowFunctions> {
+        const STEP: RowFunctions =
+            RowFunctions { weights: "w_hh", inputs: &[("dot_h", &["h_prev"])], finish_leading: &["direction"] };
+        Some(match self.kernel {
+            Kernel::InputProjection => RowFunctions {
+                weights: "weights",
+                inputs: &[("dot_x0", &["x0"]), ("dot_x1", &["x1"])],
+                finish_leading: &[],
+            },
+            Kernel::InputProjectionSum => {
+                RowFunctions { weights: "weights", inputs: &[("dot_x", &["x0", "x1"])], finish_leading: &[] }
+            }
+            Kernel::RecurrentStep
+            | Kernel::RecurrentStepProjected
+            | Kernel::PeepholeStep
+            | Kernel::PeepholeStepProjected
+            | Kernel::GateSums
+            | Kernel::GruStep
+            | Kernel::GruReset
+            | Kernel::RnnStep => STEP,
+            Kernel::ProjectionStep | Kernel::ProjectionStepBias => {
+                RowFunctions { weights: "w_hr", inputs: &[("dot_m", &["m"])], finish_leading: &["direction"] }
+            }
+            Kernel::GruCandidate => {
+                RowFunctions { weights: "w_hn", inputs: &[("dot_m", &["m"])], finish_leading: &["direction"] }
+            }
+            Kernel::NormalizedCell | Kernel::NormalizedCellProjected | Kernel::CopyRows | Kernel::SelfTest => {
+                return None;
+            }
+        })
+    }
+}
+
+/// The files of `shaders/`.
+mod text {
+    pub(super) const ACTIVATION: &str = include_str!("../../shaders/lib/activation.wgsl");
+    pub(super) const CELL_GRU: &str = include_str!("../../shaders/lib/cell_gru.wgsl");
+    pub(super) const CELL_LSTM: &str = include_str!("../../shaders/lib/cell_lstm.wgsl");
+    pub(super) const COPY_ROWS: &str = include_str!("../../shaders/copy_rows.wgsl");
+    pub(super) const EMIT4: &str = include_str!("../../shaders/lib/emit4.wgsl");
+    pub(super) const EMIT_H: &str = include_str!("../../shaders/lib/emit_h.wgsl");
+    pub(super) const EMIT_M: &str = include_str!("../../shaders/lib/emit_m.wgsl");
+    pub(super) const FUNCTIONS: &str = include_str!("../../shaders/lib/functions.wgsl");
+    pub(super) const GATE_SUMS: &str = include_str!("../../shaders/gate_sums.wgsl");
+    pub(super) const GRU_CANDIDATE: &str = include_str!("../../shaders/gru_candidate.wgsl");
+    pub(super) const GRU_RESET: &str = include_str!("../../shaders/gru_reset.wgsl");
+    pub(super) const INPUT_PROJECTION: &str = include_str!("../../shaders/input_projection.wgsl");
+    pub(super) const NORMALIZED_CELL: &str = include_str!("../../shaders/normalized_cell.wgsl");
+    pub(super) const NO_PEEPHOLES: &str = include_str!("../../shaders/lib/no_peepholes.wgsl");
+    pub(super) const NO_PROJECTION_BIAS: &str = include_str!("../../shaders/lib/no_projection_bias.wgsl");
+    pub(super) const PEEPHOLES: &str = include_str!("../../shaders/lib/peepholes.wgsl");
+    pub(super) const PLANES_CONCAT: &str = include_str!("../../shaders/lib/planes_concat.wgsl");
+    pub(super) const PLANES_SUM: &str = include_str!("../../shaders/lib/planes_sum.wgsl");
+    pub(super) const PROJECTION_BIAS: &str = include_str!("../../shaders/lib/projection_bias.wgsl");
+    pub(super) const PROJECTION_STEP: &str = include_str!("../../shaders/projection_step.wgsl");
+    pub(super) const RECURRENT_STEP: &str = include_str!("../../shaders/recurrent_step.wgsl");
+    pub(super) const RNN_STEP: &str = include_str!("../../shaders/rnn_step.wgsl");
+    pub(super) const SELF_TEST: &str = include_str!("../../shaders/self_test.wgsl");
+    pub(super) const STEP: &str = include_str!("../../shaders/lib/step.wgsl");
+    pub(super) const STORE_Y: &str = include_str!("../../shaders/lib/store_y.wgsl");
 }
 
 #[cfg(test)]

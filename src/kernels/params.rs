@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct InputParams {
     pub rows: u32,
-    pub hidden_size: u32,
+    pub columns: u32,
     pub x0_first: u32,
     pub x0_k4: u32,
     pub x1_first: u32,

@@ -11,17 +11,13 @@ use super::SEGMENT;
 pub(super) struct RowFunctions {
     /// The weight buffer, `array<vec4f>`, k-major.
     pub(super) weights: &'static str,
-    /// (function, input buffer) pairs.
-    pub(super) inputs: &'static [(&'static str, &'static str)],
+    /// (function, input buffers) pairs; several buffers are summed element by element.
+    pub(super) inputs: &'static [(&'static str, &'static [&'static str])],
     /// Leading u32 parameters of `finish`.
     pub(super) finish_leading: &'static [&'static str],
 }
 
 impl RowFunctions {
-    /// Those of the recurrent step.
-    pub(super) const STEP: RowFunctions =
-        RowFunctions { weights: "w_hh", inputs: &[("dot_h", "h_prev")], finish_leading: &["direction"] };
-
     /// The WGSL text for `rows` rows per invocation.
     pub(super) fn source(&self, rows: u32) -> String {
         let mut text = String::new();
@@ -41,8 +37,8 @@ impl RowFunctions {
         writeln!(out, "}}\n\nfn rows_zero() -> Rows {{")?;
         let zeros: Vec<_> = all().map(|_| "vec4f()").collect();
         writeln!(out, "    return Rows({});\n}}", zeros.join(", "))?;
-        for (function, input) in self.inputs {
-            self.write_dot(out, rows, function, input)?;
+        for (function, inputs) in self.inputs {
+            self.write_dot(out, rows, function, inputs)?;
         }
         let declared: String = self.finish_leading.iter().map(|p| format!("{p}: u32, ")).collect();
         let passed: String = self.finish_leading.iter().map(|p| format!("{p}, ")).collect();
@@ -53,9 +49,11 @@ impl RowFunctions {
         writeln!(out, "}}")
     }
 
-    fn write_dot(&self, out: &mut String, rows: u32, function: &str, input: &str) -> std::fmt::Result {
+    fn write_dot(&self, out: &mut String, rows: u32, function: &str, inputs: &[&str]) -> std::fmt::Result {
         let weights = self.weights;
-        writeln!(out, "\n// before + Σ_k {input}[row, k] · {weights}[k, column], segment by segment; all in vec4.")?;
+        let input = inputs.iter().map(|input| format!("{input}[row, k]")).collect::<Vec<_>>().join(" + ");
+        let input = if inputs.len() > 1 { format!("({input})") } else { input };
+        writeln!(out, "\n// before + Σ_k {input} · {weights}[k, column], segment by segment; all in vec4.")?;
         writeln!(out, "// Rows past `last` repeat it, so that every read is in range; their sums are not used.")?;
         writeln!(
             out,
@@ -77,7 +75,8 @@ impl RowFunctions {
             writeln!(out, "            let w{i} = {weights}[w];\n            w += columns;")?;
         }
         for r in 0..rows {
-            writeln!(out, "            let v{r} = {input}[at{r} + k];")?;
+            let values: Vec<_> = inputs.iter().map(|input| format!("{input}[at{r} + k]")).collect();
+            writeln!(out, "            let v{r} = {};", values.join(" + "))?;
         }
         for (i, component) in ["x", "y", "z", "w"].into_iter().enumerate() {
             for r in 0..rows {

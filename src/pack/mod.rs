@@ -9,5 +9,7 @@
 mod rows;
 mod weights;
 
-pub use rows::{pack_input_rows, pack_state, pack_state_buffer, row_table, scatter_plane, unpack_state};
+pub use rows::{
+    Plane, pack_input_rows, pack_state, pack_state_buffer, put_row, row_table, scatter_plane, unpack_state,
+};
 pub use weights::{PackedLayer, pack_layer, unpack_layer};

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::batch::{Layout, SequenceBatch};
 use crate::kernels::padded;
 use crate::schedule::Schedule;
+use crate::spec::Merge;
 
 /// The packed rows `rows` of the input, [rows, stride], columns past I zero.
 pub fn pack_input_rows(batch: &SequenceBatch<'_>, schedule: &Schedule, rows: Range<usize>, stride: usize) -> Vec<f32> {
@@ -21,22 +22,41 @@ pub fn row_table(schedule: &Schedule, rows: Range<usize>, layout: Layout, seq_le
     schedule.walk(rows).map(|(_, t, b)| layout.row(t, b, seq_len, schedule.batch_size()) as u32).collect()
 }
 
-/// Columns `column..column + width` of packed rows `rows` of one direction → their places in an array of the
-/// caller's layout with `features` columns, from column `first_feature` on. The inverse of packing.
-#[allow(clippy::too_many_arguments, reason = "two strided arrays")]
+/// The columns `column..column + width` of packed rows of one direction.
+#[derive(Debug, Clone, Copy)]
+pub struct Plane<'a> {
+    /// [rows, stride]
+    pub values: &'a [f32],
+    /// f32 from one row to the next.
+    pub stride: usize,
+    /// The first column.
+    pub column: usize,
+    /// The number of columns.
+    pub width: usize,
+}
+
+/// The packed rows `rows` of a plane → their places in an array of the caller's layout, which is zero where the first
+/// direction of a sum comes to. The inverse of packing.
 pub fn scatter_plane(
-    plane: &[f32],
-    stride: usize,
-    column: usize,
-    width: usize,
+    plane: &Plane<'_>,
     schedule: &Schedule,
     rows: Range<usize>,
     place: impl Fn(usize, usize) -> usize,
+    merge: Merge,
     out: &mut [f32],
 ) {
     let first = rows.start;
     for (row, t, b) in schedule.walk(rows) {
-        out[place(t, b)..][..width].copy_from_slice(&plane[(row - first) * stride + column..][..width]);
+        let from = &plane.values[(row - first) * plane.stride + plane.column..][..plane.width];
+        put_row(merge, &mut out[place(t, b)..][..plane.width], from);
+    }
+}
+
+/// Writes a row of one direction, or adds it where directions are summed.
+pub fn put_row(merge: Merge, to: &mut [f32], from: &[f32]) {
+    match merge {
+        Merge::Concat => to.copy_from_slice(from),
+        Merge::Sum => to.iter_mut().zip(from).for_each(|(sum, v)| *sum += v),
     }
 }
 
@@ -101,7 +121,8 @@ mod tests {
                 let table = row_table(&schedule, rows.clone(), layout, seq_len);
                 let places: Vec<_> = schedule.walk(rows.clone()).map(|(_, t, b)| place(t, b) / width).collect();
                 assert_eq!(table.iter().map(|&r| r as usize).collect::<Vec<_>>(), places);
-                scatter_plane(&packed, 4, 0, width, &schedule, rows, place, &mut back);
+                let plane = Plane { values: &packed, stride: 4, column: 0, width };
+                scatter_plane(&plane, &schedule, rows, place, Merge::Concat, &mut back);
             }
             for (b, &length) in lengths.iter().enumerate() {
                 for t in 0..seq_len {

@@ -1,167 +1,253 @@
-//! Weights: gate-major rows → k-major columns of one vec4 per unit.
+//! Weights: gate-major rows → k-major columns of one vec4.
 
-use crate::kernels::{GATES, LayerLayout, ModelPart, padded};
+use crate::kernels::{COLUMN, Form, LayerLayout, ModelPart, padded};
 use crate::weights::CellWeights;
 
 /// The buffers of one layer, in the layout of [`LayerLayout`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedLayer {
-    /// Input weights.
-    pub weights_ih: Vec<f32>,
-    /// b_ih + b_hh, zero without bias.
-    pub bias: Vec<f32>,
-    /// Recurrent weights.
-    pub weights_hh: Vec<f32>,
-    /// Projection weights, empty without projection.
-    pub weights_hr: Vec<f32>,
+    /// By [`ModelPart::ALL`]; empty for a part that the layer does not have.
+    parts: [Vec<f32>; 6],
 }
 
 impl PackedLayer {
     /// The buffer of a part.
     pub fn part(&self, part: ModelPart) -> &[f32] {
-        match part {
-            ModelPart::WeightsIh => &self.weights_ih,
-            ModelPart::Bias => &self.bias,
-            ModelPart::WeightsHh => &self.weights_hh,
-            ModelPart::WeightsHr => &self.weights_hr,
-        }
+        &self.parts[index(part)]
     }
+
+    fn part_mut(&mut self, part: ModelPart) -> &mut Vec<f32> {
+        &mut self.parts[index(part)]
+    }
+}
+
+fn index(part: ModelPart) -> usize {
+    ModelPart::ALL.iter().position(|&p| p == part).expect("ALL lists every part")
 }
 
 /// Packs the cells of a layer, forward before reverse.
 pub fn pack_layer(layout: &LayerLayout, cells: &[CellWeights]) -> PackedLayer {
     let zeros = |part| vec![0.0; (layout.size_bytes(part) / 4) as usize];
-    let mut packed = PackedLayer {
-        weights_ih: zeros(ModelPart::WeightsIh),
-        bias: zeros(ModelPart::Bias),
-        weights_hh: zeros(ModelPart::WeightsHh),
-        weights_hr: zeros(ModelPart::WeightsHr),
-    };
+    let mut packed = PackedLayer { parts: ModelPart::ALL.map(zeros) };
     let hidden = layout.hidden_size;
     for (d, cell) in cells.iter().enumerate() {
         let at = Places::new(layout, d);
-        for gate in 0..GATES {
+        let bias = |row: usize| match (&cell.bias_ih, &cell.bias_hh) {
+            (Some(ih), Some(hh)) => (ih[row], hh[row]),
+            _ => (0.0, 0.0),
+        };
+        for gate in 0..layout.num_gates() {
             for j in 0..hidden {
                 let row = gate * hidden + j;
                 for (k, &w) in cell.weight_ih[row * at.input_size..][..at.input_size].iter().enumerate() {
-                    packed.weights_ih[at.weight_ih(k, gate, j)] = w;
+                    packed.part_mut(ModelPart::WeightsIh)[at.weight_ih(k, gate, j)] = w;
                 }
                 for (k, &w) in cell.weight_hh[row * layout.h_size..][..layout.h_size].iter().enumerate() {
-                    packed.weights_hh[at.weight_hh(k, gate, j)] = w;
+                    let (part, place) = at.weight_hh(k, gate, j);
+                    packed.part_mut(part)[place] = w;
                 }
-                if let (Some(b_ih), Some(b_hh)) = (&cell.bias_ih, &cell.bias_hh) {
-                    packed.bias[at.bias(gate, j)] = b_ih[row] + b_hh[row];
+                let (b_ih, b_hh) = bias(row);
+                match at.bias(gate, j) {
+                    BiasPlaces::Sum(part, place) => packed.part_mut(part)[place] = b_ih + b_hh,
+                    BiasPlaces::Apart(ih, hh) => {
+                        packed.part_mut(ModelPart::Bias)[ih] = b_ih;
+                        packed.part_mut(ModelPart::Bias)[hh] = b_hh;
+                    }
                 }
             }
         }
-        if let Some(weight_hr) = &cell.weight_hr {
-            for (p, row) in weight_hr.chunks_exact(hidden).enumerate() {
-                for (j, &w) in row.iter().enumerate() {
-                    packed.weights_hr[at.weight_hr(j, p)] = w;
-                }
+        for (p, row) in cell.weight_hr.iter().flat_map(|w| w.chunks_exact(hidden)).enumerate() {
+            for (j, &w) in row.iter().enumerate() {
+                packed.part_mut(ModelPart::WeightsInner)[at.weight_inner(j, p)] = w;
             }
+        }
+        for (p, &b) in cell.bias_hr.iter().flatten().enumerate() {
+            packed.part_mut(ModelPart::BiasHr)[at.bias_hr(p)] = b;
+        }
+        for (n, &w) in cell.weight_peephole.iter().flatten().enumerate() {
+            packed.part_mut(ModelPart::CellVectors)[at.peephole(n / hidden, n % hidden)] = w;
+        }
+        for (n, &w) in cell.weight_norm.iter().flatten().enumerate() {
+            packed.part_mut(ModelPart::CellVectors)[at.vector(0, n / hidden, n % hidden)] = w;
         }
     }
     packed
 }
 
-/// The inverse of [`pack_layer`], except that the sum of the biases comes back as `bias_ih` and `bias_hh` is zero.
+/// The inverse of [`pack_layer`], except that the sum of two biases comes back as that of `bias_ih`, and that of
+/// `bias_hh` is zero.
 pub fn unpack_layer(layout: &LayerLayout, packed: &PackedLayer, bias: bool) -> Vec<CellWeights> {
     let hidden = layout.hidden_size;
+    let vectors = |has: bool, parts: usize, place: &dyn Fn(usize, usize) -> usize| {
+        let values = |part: usize| (0..hidden).map(move |j| (part, j));
+        has.then(|| {
+            let places = (0..parts).flat_map(values).map(|(part, j)| place(part, j));
+            places.map(|place| packed.part(ModelPart::CellVectors)[place]).collect()
+        })
+    };
     (0..layout.num_directions)
         .map(|d| {
             let at = Places::new(layout, d);
-            let rows = || (0..GATES * hidden).map(|row| (row / hidden, row % hidden));
+            let rows = || (0..layout.num_gates() * hidden).map(|row| (row / hidden, row % hidden));
+            let biases = rows().map(|(gate, j)| match at.bias(gate, j) {
+                BiasPlaces::Sum(part, place) => (packed.part(part)[place], 0.0),
+                BiasPlaces::Apart(ih, hh) => (packed.part(ModelPart::Bias)[ih], packed.part(ModelPart::Bias)[hh]),
+            });
+            let (bias_ih, bias_hh): (Vec<f32>, Vec<f32>) = biases.unzip();
+            let projected = layout.has_inner && layout.form == Form::Lstm;
             CellWeights {
                 weight_ih: rows()
                     .flat_map(|(g, j)| (0..at.input_size).map(move |k| (k, g, j)))
-                    .map(|(k, g, j)| packed.weights_ih[at.weight_ih(k, g, j)])
+                    .map(|(k, g, j)| packed.part(ModelPart::WeightsIh)[at.weight_ih(k, g, j)])
                     .collect(),
                 weight_hh: rows()
-                    .flat_map(|(g, j)| (0..layout.h_size).map(move |k| (k, g, j)))
-                    .map(|(k, g, j)| packed.weights_hh[at.weight_hh(k, g, j)])
+                    .flat_map(|(g, j)| (0..layout.h_size).map(move |k| at.weight_hh(k, g, j)))
+                    .map(|(part, place)| packed.part(part)[place])
                     .collect(),
-                bias_ih: bias.then(|| rows().map(|(g, j)| packed.bias[at.bias(g, j)]).collect()),
-                bias_hh: bias.then(|| vec![0.0; GATES * hidden]),
-                weight_hr: layout.projected.then(|| {
+                bias_ih: bias.then_some(bias_ih),
+                bias_hh: bias.then_some(bias_hh),
+                weight_hr: projected.then(|| {
                     (0..layout.h_size)
                         .flat_map(|p| (0..hidden).map(move |j| (j, p)))
-                        .map(|(j, p)| packed.weights_hr[at.weight_hr(j, p)])
+                        .map(|(j, p)| packed.part(ModelPart::WeightsInner)[at.weight_inner(j, p)])
                         .collect()
                 }),
-                ..CellWeights::default()
+                bias_hr: layout.projection_bias.then(|| {
+                    (0..layout.h_size).map(|p| packed.part(ModelPart::BiasHr)[at.bias_hr(p)]).collect()
+                }),
+                weight_peephole: vectors(layout.has_peepholes(), 3, &|part, j| at.peephole(part, j)),
+                weight_norm: vectors(layout.is_normalized(), 4, &|part, j| at.vector(0, part, j)),
             }
         })
         .collect()
 }
 
+/// Where the biases of a gate of a unit lie.
+enum BiasPlaces {
+    /// Their sum, in one place of a part.
+    Sum(ModelPart, usize),
+    /// That of x and that of h, in places of [`ModelPart::Bias`].
+    Apart(usize, usize),
+}
+
 /// The f32 index of each element of one direction; the only place that spells the layout out.
-struct Places {
-    plane_size: usize,
+#[derive(Clone, Copy)]
+struct Places<'a> {
+    layout: &'a LayerLayout,
     input_size: usize,
-    hidden_size: usize,
     ih_first: usize,
     bias_first: usize,
     hh_first: usize,
-    hr_first: usize,
-    hr_stride: usize,
+    inner_first: usize,
+    h_stride: usize,
+    vectors_first: usize,
+    bias_hr_first: usize,
 }
 
-impl Places {
-    fn new(layout: &LayerLayout, d: usize) -> Self {
+impl<'a> Places<'a> {
+    fn new(layout: &'a LayerLayout, d: usize) -> Self {
+        let h_stride = padded(layout.h_size);
         Self {
-            plane_size: layout.plane_size,
+            layout,
             input_size: layout.num_planes * layout.plane_size,
-            hidden_size: layout.hidden_size,
             ih_first: (layout.weights_ih(d).start / 4) as usize,
             bias_first: (layout.bias(d).start / 4) as usize,
             hh_first: d * (layout.weights_hh_bytes() / 4) as usize,
-            hr_first: d * (layout.weights_hr_bytes() / 4) as usize,
-            hr_stride: padded(layout.h_size),
+            inner_first: d * (layout.weights_inner_bytes() / 4) as usize,
+            h_stride,
+            vectors_first: d * layout.hidden_size * layout.vectors * COLUMN,
+            bias_hr_first: d * h_stride,
+        }
+    }
+
+    /// The place of gate `gate` of unit `j` among the columns of x.
+    fn column(&self, gate: usize, j: usize) -> usize {
+        match self.layout.form {
+            Form::Lstm | Form::Gru | Form::GruAfterReset => j * COLUMN + gate,
+            Form::Rnn => j,
         }
     }
 
     fn weight_ih(&self, k: usize, gate: usize, j: usize) -> usize {
-        let padded_k = k / self.plane_size * padded(self.plane_size) + k % self.plane_size;
-        self.ih_first + (padded_k * self.hidden_size + j) * GATES + gate
+        let plane_size = self.layout.plane_size;
+        let padded_k = k / plane_size * padded(plane_size) + k % plane_size;
+        self.ih_first + padded_k * self.layout.columns * COLUMN + self.column(gate, j)
     }
 
-    fn bias(&self, gate: usize, j: usize) -> usize {
-        self.bias_first + j * GATES + gate
+    fn bias(&self, gate: usize, j: usize) -> BiasPlaces {
+        let x = self.bias_first + self.column(gate, j);
+        match self.layout.form {
+            Form::Gru if gate == 2 => BiasPlaces::Apart(x, x + 1),
+            Form::Lstm if self.layout.is_normalized() => BiasPlaces::Sum(ModelPart::CellVectors, self.vector(1, gate, j)),
+            _ => BiasPlaces::Sum(ModelPart::Bias, x),
+        }
     }
 
-    fn weight_hh(&self, k: usize, gate: usize, j: usize) -> usize {
-        self.hh_first + (k * self.hidden_size + j) * GATES + gate
+    fn weight_hh(&self, k: usize, gate: usize, j: usize) -> (ModelPart, usize) {
+        let column = match self.layout.form {
+            Form::GruAfterReset if gate == 2 => return (ModelPart::WeightsInner, self.weight_inner(k, j)),
+            Form::GruAfterReset => j / 2 * COLUMN + 2 * (j % 2) + gate,
+            Form::Lstm | Form::Gru | Form::Rnn => self.column(gate, j),
+        };
+        (ModelPart::WeightsHh, self.hh_first + k * self.layout.columns_hh * COLUMN + column)
     }
 
-    fn weight_hr(&self, j: usize, p: usize) -> usize {
-        self.hr_first + j * self.hr_stride + p
+    fn weight_inner(&self, k: usize, output: usize) -> usize {
+        self.inner_first + k * self.h_stride + output
+    }
+
+    /// Component `part` of vector `n` of unit `j`.
+    fn vector(&self, n: usize, part: usize, j: usize) -> usize {
+        self.vectors_first + (j * self.layout.vectors + n) * COLUMN + part
+    }
+
+    fn peephole(&self, part: usize, j: usize) -> usize {
+        self.vector(self.layout.vectors - 1, part, j)
+    }
+
+    fn bias_hr(&self, p: usize) -> usize {
+        self.bias_hr_first + p
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Direction, LstmSpec, LstmWeights};
+    use crate::{CellSpec, Direction, GruCell, LstmCell, LstmSpec, LstmWeights, Merge, RnnCell};
 
     #[test]
     fn unpacking_inverts_packing() {
-        for (input, hidden, direction, projection, bias) in [
-            (5, 7, Direction::Bidirectional, None, true),
-            (1, 1, Direction::Forward, None, false),
-            (12, 8, Direction::Reverse, Some(3), true),
-            (9, 27, Direction::Bidirectional, Some(5), false),
+        let plain = CellSpec::default();
+        let norm = LstmCell { layer_norm: true, ..LstmCell::default() };
+        let everything = CellSpec::Lstm(LstmCell { peepholes: true, projection_bias: true, ..norm });
+        let after_reset = CellSpec::Gru(GruCell { linear_before_reset: false, ..GruCell::default() });
+        for (cell, input, hidden, direction, projection, bias) in [
+            (plain, 5, 7, Direction::Bidirectional, None, true),
+            (plain, 1, 1, Direction::Forward, None, false),
+            (plain, 12, 8, Direction::Reverse, Some(3), true),
+            (plain, 9, 27, Direction::Bidirectional, Some(5), false),
+            (CellSpec::Lstm(LstmCell { peepholes: true, ..LstmCell::default() }), 3, 6, Direction::Bidirectional, None, true),
+            (CellSpec::Lstm(norm), 3, 6, Direction::Forward, None, false),
+            (everything, 4, 9, Direction::Bidirectional, Some(6), true),
+            (CellSpec::Gru(GruCell::default()), 4, 9, Direction::Bidirectional, None, true),
+            (after_reset, 4, 9, Direction::Bidirectional, None, true),
+            (after_reset, 1, 1, Direction::Forward, None, false),
+            (CellSpec::Rnn(RnnCell::default()), 4, 9, Direction::Bidirectional, None, true),
         ] {
             let spec = LstmSpec::stack(input, hidden, 2)
+                .cell(cell)
                 .direction(direction)
+                .merge(if hidden == 9 { Merge::Sum } else { Merge::Concat })
                 .projection(projection)
                 .bias(bias)
                 .build()
                 .unwrap();
             let mut cells = LstmWeights::random(&spec, 3).cells().to_vec();
+            let apart = if cell == CellSpec::Gru(GruCell::default()) { 2 * hidden } else { usize::MAX };
             for cell in &mut cells {
-                // The packed bias is the sum; with a zero second bias it comes back as the first.
-                cell.bias_hh.iter_mut().flatten().for_each(|b| *b = 0.0);
+                // The packed bias is a sum but for n of a GRU; with a zero second bias it comes back as the first.
+                let biases = cell.bias_hh.iter_mut().flatten();
+                biases.enumerate().filter(|(row, _)| *row < apart).for_each(|(_, b)| *b = 0.0);
             }
             let directions = direction.num_directions();
             for l in 0..2 {
@@ -171,7 +257,14 @@ mod tests {
                 for part in ModelPart::ALL {
                     assert_eq!(packed.part(part).len() as u64 * 4, layout.size_bytes(part));
                 }
-                assert_eq!(unpack_layer(&layout, &packed, bias), of_layer);
+                let mut unpacked = unpack_layer(&layout, &packed, bias);
+                if cell == CellSpec::Lstm(norm) {
+                    // There is room for peepholes beside the scales; it is zero.
+                    for cell in &mut unpacked {
+                        assert!(cell.weight_peephole.take().unwrap().iter().all(|p| *p == 0.0));
+                    }
+                }
+                assert_eq!(unpacked, of_layer);
             }
         }
     }
@@ -184,8 +277,8 @@ mod tests {
         // weight_ih[gate · H + j, k] = 100·gate + 10·j + k
         cell.weight_ih = (0..24).map(|n| (100 * (n / 6) + 10 * (n / 2 % 3) + n % 2) as f32).collect();
         let packed = pack_layer(&layout, &[cell]);
-        assert_eq!(packed.weights_ih[..8], [0., 100., 200., 300., 10., 110., 210., 310.]);
-        assert_eq!(packed.weights_ih[12..16], [1., 101., 201., 301.]);
-        assert!(packed.weights_ih[24..].iter().all(|&w| w == 0.0), "padding is zero");
+        assert_eq!(packed.part(ModelPart::WeightsIh)[..8], [0., 100., 200., 300., 10., 110., 210., 310.]);
+        assert_eq!(packed.part(ModelPart::WeightsIh)[12..16], [1., 101., 201., 301.]);
+        assert!(packed.part(ModelPart::WeightsIh)[24..].iter().all(|&w| w == 0.0), "padding is zero");
     }
 }

@@ -5,6 +5,7 @@
 //! Afterwards recording is a loop over the plan: no size is computed and no layout is chosen any more.
 //! Not here: wgpu types, weight values, sequence values.
 
+mod layers;
 mod planner;
 pub mod tiles;
 
@@ -16,6 +17,7 @@ use crate::error::Result;
 use crate::kernels::{Kernel, KernelId, ModelPart, padded};
 use crate::schedule::Schedule;
 use crate::spec::{LayerSpec, LstmSpec};
+pub use layers::LayerKernels;
 pub use tiles::TileOverride;
 
 /// What the plan must stay within; read from the adapter and the options.
@@ -152,8 +154,8 @@ pub struct BindGroup {
 /// One launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dispatch {
-    /// The pipeline.
-    pub kernel: KernelId,
+    /// An index into [`Plan::kernels`].
+    pub kernel: usize,
     /// An index into [`Plan::bind_groups`].
     pub bind_group: usize,
     /// Dynamic offset of the uniform.
@@ -188,10 +190,12 @@ pub enum Upload {
         /// Packed rows.
         rows: Range<usize>,
     },
-    /// Initial states of one layer: both h buffers, and the whole state buffer (c, h_n, and zeros).
+    /// Initial states of one layer: both h buffers, and the whole state buffer (c or zeros, h_n, and zeros).
     InitialState {
         /// Layer index.
         layer: usize,
+        /// f32 before h_n in the state buffer.
+        c_len: usize,
         /// The two h buffers, [D, B, h_stride].
         h: [BufferId; 2],
         /// The state buffer.
@@ -269,7 +273,7 @@ impl RowLayout {
     /// A row with the parts that are wanted, h first.
     fn new(layer: &LayerSpec, h: bool, c: bool) -> Self {
         let h_width = if h { padded(layer.h_size()) } else { 0 };
-        let c_width = if c { padded(layer.hidden_size) } else { 0 };
+        let c_width = if c { padded(layer.c_size()) } else { 0 };
         Self { stride: h_width + c_width, h_column: h.then_some(0), c_column: c.then_some(h_width) }
     }
 }
@@ -281,6 +285,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Buffers that live for the run.
     pub scratch: Vec<ScratchBuffer>,
+    /// Distinct pipelines.
+    pub kernels: Vec<KernelId>,
     /// Distinct bindings.
     pub bind_groups: Vec<BindGroup>,
     /// Submits, in order.
@@ -303,14 +309,6 @@ impl Plan {
     /// Bytes of all scratch buffers.
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch.iter().map(|b| b.size_bytes).sum()
-    }
-
-    /// Kernel variants that the plan uses, sorted, each once.
-    pub fn kernels(&self) -> Vec<KernelId> {
-        let mut ids: Vec<_> = self.submits.iter().flat_map(|s| s.dispatches.iter().map(|d| d.kernel)).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
     }
 
     /// The plan as text: one line per buffer, upload, run of equal dispatches and read.
@@ -349,7 +347,7 @@ impl Plan {
                     .take_while(|d| d.kernel == first.kernel && d.workgroups == first.workgroups)
                     .count();
                 let groups: Vec<_> = submit.dispatches[at..at + same].iter().take(3).map(|d| d.bind_group).collect();
-                let name = first.kernel.name();
+                let name = self.kernels[first.kernel].name();
                 writeln!(out, "  {name} {:?} × {same}, bind groups {groups:?}", first.workgroups)?;
                 at += same;
             }

@@ -9,15 +9,15 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::{
-    BindGroup, BufferId, BufferRange, Content, Dispatch, Plan, PlanRequest, Read, RowLayout, RowsAt, ScratchBuffer,
-    Submit, Upload, tiles,
+    BindGroup, BufferId, BufferRange, Content, Dispatch, LayerKernels, Plan, PlanRequest, Read, RowLayout, RowsAt,
+    ScratchBuffer, Submit, Upload, tiles,
 };
 use crate::batch::SequenceOutput;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step};
-use crate::kernels::{Kernel, LayerLayout, ModelPart, NONE, loop_trips, padded};
+use crate::kernels::{CellCode, Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
 use crate::schedule::Schedule;
-use crate::spec::LayerSpec;
+use crate::spec::{LayerSpec, Merge};
 
 const F32: u64 = 4;
 const VEC4: u64 = 16;
@@ -57,8 +57,10 @@ struct RowSource {
 struct LayerBuffers {
     h: [BufferId; 2],
     state: BufferId,
-    /// With projection: the input of `projection_step`.
+    /// With a second product: its input.
     m: Option<BufferId>,
+    /// With layer normalisation: the sums of the gates.
+    sums: Option<BufferId>,
     state_h_n: usize,
     state_last: Option<usize>,
 }
@@ -71,9 +73,13 @@ struct Group {
 struct Planner<'a> {
     request: &'a PlanRequest<'a>,
     layers: &'a [LayerSpec],
+    layouts: Vec<LayerLayout>,
+    layer_kernels: Vec<LayerKernels>,
     schedule: Schedule,
     max_chunk_rows: usize,
     scratch: Vec<ScratchBuffer>,
+    kernels: Vec<KernelId>,
+    kernel_index: HashMap<KernelId, usize>,
     bind_groups: Vec<BindGroup>,
     bind_group_index: HashMap<BindGroup, usize>,
     submits: Vec<Submit>,
@@ -140,9 +146,13 @@ impl<'a> Planner<'a> {
         Self {
             request,
             layers,
+            layouts: (0..layers.len()).map(|l| LayerLayout::new(layers, l)).collect(),
+            layer_kernels: (0..layers.len()).map(|l| LayerKernels::new(layers, l)).collect(),
             schedule,
             max_chunk_rows,
             scratch: Vec::new(),
+            kernels: Vec::new(),
+            kernel_index: HashMap::new(),
             bind_groups: Vec::new(),
             bind_group_index: HashMap::new(),
             submits: Vec::new(),
@@ -162,6 +172,7 @@ impl<'a> Planner<'a> {
         Ok(Plan {
             schedule: self.schedule,
             scratch: self.scratch,
+            kernels: self.kernels,
             bind_groups: self.bind_groups,
             submits: self.submits,
             rows: self.rows,
@@ -259,7 +270,10 @@ impl<'a> Planner<'a> {
         let mut buffers = Vec::with_capacity(self.layers.len());
         for (l, layer) in self.layers.iter().enumerate() {
             let rows = layer.num_directions() * batch;
-            let (h_width, c_width) = (padded(layer.h_size()), padded(layer.hidden_size));
+            let layout = self.layouts[l];
+            let (h_width, m_width) = (padded(layer.h_size()), padded(layer.hidden_size));
+            // What is carried from one half of a GRU's step to the other lies where an LSTM has c.
+            let c_width = if layer.cell.has_cell_state() || layout.has_inner { m_width } else { 0 };
             let last = self.request.outputs.sequence == SequenceOutput::Last && l + 1 == self.layers.len();
             let state_h_n = rows * c_width;
             let state_last = last.then_some(state_h_n + rows * h_width);
@@ -270,17 +284,21 @@ impl<'a> Planner<'a> {
                 self.allocate(format!("h_b.l{l}"), bytes(rows * h_width), false)?,
             ];
             let state = self.allocate(format!("state.l{l}"), bytes(state_len), false)?;
-            let m = match layer.projection_size {
-                Some(_) => Some(self.allocate(format!("m.l{l}"), bytes(rows * c_width), false)?),
-                None => None,
+            let m = match layout.has_inner {
+                true => Some(self.allocate(format!("m.l{l}"), bytes(rows * m_width), false)?),
+                false => None,
+            };
+            let sums = match layout.is_normalized() {
+                true => Some(self.allocate(format!("sums.l{l}"), (rows * layer.hidden_size) as u64 * VEC4, false)?),
+                false => None,
             };
             // Either way `last` starts as zero: nothing else writes it for a sequence of length 0.
             if self.request.initial_state {
-                first.uploads.push(Upload::InitialState { layer: l, h, state });
+                first.uploads.push(Upload::InitialState { layer: l, c_len: state_h_n, h, state });
             } else {
                 first.uploads.extend([h[0], h[1], state].map(|buffer| Upload::Clear { buffer }));
             }
-            buffers.push(LayerBuffers { h, state, m, state_h_n, state_last });
+            buffers.push(LayerBuffers { h, state, m, sums, state_h_n, state_last });
         }
         self.submits.push(first);
         Ok(buffers)
@@ -337,7 +355,7 @@ impl<'a> Planner<'a> {
 
         // Bytes that one row of a chunk costs, and the widest of its bindings.
         let directions = group.reverse.len() as u64;
-        let gates_row = group.layers.clone().map(|l| directions * self.layers[l].hidden_size as u64 * VEC4).max();
+        let gates_row = group.layers.clone().map(|l| directions * self.layouts[l].columns as u64 * VEC4).max();
         let gates_row = gates_row.expect("a group has a layer");
         let inner: Vec<usize> = group.layers.clone().filter(|&l| l + 1 < group.layers.end).collect();
         let mut inner_row = [0u64; 2];
@@ -465,8 +483,7 @@ impl<'a> Planner<'a> {
     }
 
     fn check_loops(&self, l: usize) -> Result<()> {
-        let layout = LayerLayout::new(self.layers, l);
-        let k4 = layout.longest_sum() / 4;
+        let k4 = self.layouts[l].longest_sum() / 4;
         match self.request.limits.loop_trips {
             Some(limit) if loop_trips(k4) > limit as usize => bail!(
                 Unsupported,
@@ -480,16 +497,18 @@ impl<'a> Planner<'a> {
     }
 
     fn check_columns(&self, l: usize) -> Result<()> {
-        let columns = padded(self.layers[l].hidden_size);
-        let lanes = tiles::choose(Kernel::RecurrentStep, 1, columns, self.request.tiles).lanes;
-        let workgroups = (columns as u64).div_ceil(u64::from(lanes));
-        if workgroups > u64::from(self.request.limits.workgroups) {
-            bail!(
-                DeviceLimit,
-                "max_compute_workgroups_per_dimension: hidden_size {} of layer {l} needs {workgroups}, the device has {}",
-                self.layers[l].hidden_size,
-                self.request.limits.workgroups
-            );
+        let LayerKernels { cell, input, step } = &self.layer_kernels[l];
+        for &(kernel, columns) in std::iter::once(input).chain(step) {
+            let lanes = tiles::choose(kernel, *cell, 1, columns, self.request.tiles).lanes;
+            let workgroups = (columns as u64).div_ceil(u64::from(lanes));
+            if workgroups > u64::from(self.request.limits.workgroups) {
+                bail!(
+                    DeviceLimit,
+                    "max_compute_workgroups_per_dimension: hidden_size {} of layer {l} needs {workgroups}, the device has {}",
+                    self.layers[l].hidden_size,
+                    self.request.limits.workgroups
+                );
+            }
         }
         Ok(())
     }
@@ -520,6 +539,13 @@ impl<'a> Planner<'a> {
 
     fn direction_rows(&self, steps: &Range<usize>, reverse: bool) -> Range<usize> {
         self.schedule.rows(self.direction_steps(steps, reverse))
+    }
+
+    fn kernel(&mut self, id: KernelId) -> usize {
+        *self.kernel_index.entry(id).or_insert_with(|| {
+            self.kernels.push(id);
+            self.kernels.len() - 1
+        })
     }
 
     fn bind_group(&mut self, kernel: Kernel, ranges: Vec<BufferRange>) -> usize {
@@ -565,7 +591,7 @@ impl<'a> Planner<'a> {
     /// Copies the rows 0..`params.rows` of the table, in as many dispatches as the workgroup limit asks for.
     fn push_copy(&mut self, chunk: &mut Chunk, params: CopyParams, table: BufferId, src: BufferId, dst: BufferId) {
         let (rows, columns) = (params.rows as usize, params.dst_width as usize);
-        let kernel = tiles::choose(Kernel::CopyRows, rows, columns, self.request.tiles);
+        let kernel = tiles::choose(Kernel::CopyRows, CellCode::default(), rows, columns, self.request.tiles);
         let reach = (self.request.limits.workgroups as usize).saturating_mul(kernel.rows_per_workgroup() as usize);
         for first_row in (0..rows).step_by(reach) {
             let end = rows.min(first_row + reach);
@@ -578,6 +604,7 @@ impl<'a> Planner<'a> {
                 ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
                 1,
             ];
+            let kernel = self.kernel(kernel);
             chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
         }
     }
@@ -594,23 +621,24 @@ impl<'a> Planner<'a> {
         stored: &Stored,
         buffers: &LayerBuffers,
     ) {
-        let layer = self.layers[l];
+        let layout = self.layouts[l];
+        let cell = self.layer_kernels[l].cell;
+        let (input_kernel, columns) = self.layer_kernels[l].input;
         for (d, &r) in reverse.iter().enumerate() {
             let rows = self.direction_rows(&chunk.steps, r);
             let input_row = if input.whole { rows.start } else { 0 };
             let k4 = input.k4 as u32;
             let params = InputParams {
                 rows: rows.len() as u32,
-                hidden_size: layer.hidden_size as u32,
+                columns: columns as u32,
                 x0_first: (input_row * input.k4) as u32,
                 x0_k4: k4,
                 x1_first: (input_row * input.k4) as u32,
                 x1_k4: if input.planes[1].is_some() { k4 } else { 0 },
-                gates_first: (d * chunk.capacity * layer.hidden_size) as u32,
+                gates_first: (d * chunk.capacity * columns) as u32,
                 x0_stride: k4,
                 x1_stride: k4,
             };
-            let layout = LayerLayout::new(self.layers, l);
             let model = |part, bytes: Range<u64>| BufferRange {
                 buffer: BufferId::Model { layer: l, part },
                 offset_bytes: bytes.start,
@@ -626,10 +654,11 @@ impl<'a> Planner<'a> {
                 model(ModelPart::Bias, layout.bias(d)),
                 gates.into(),
             ];
-            let bind_group = self.bind_group(Kernel::InputProjection, ranges);
-            let kernel = tiles::choose(Kernel::InputProjection, rows.len(), layer.hidden_size, self.request.tiles);
+            let bind_group = self.bind_group(input_kernel, ranges);
+            let kernel = tiles::choose(input_kernel, cell, rows.len(), columns, self.request.tiles);
             let workgroups =
-                [params.hidden_size.div_ceil(kernel.lanes), params.rows.div_ceil(kernel.rows_per_workgroup()), 1];
+                [params.columns.div_ceil(kernel.lanes), params.rows.div_ceil(kernel.rows_per_workgroup()), 1];
+            let kernel = self.kernel(kernel);
             chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
         }
         for s in chunk.steps.clone() {
@@ -660,7 +689,7 @@ impl<'a> Planner<'a> {
             let still_active = self.schedule.active(t + 1) as u32;
             most_active = most_active.max(active);
             directions[d] = DirectionStep {
-                gates_first: ((d * chunk.capacity + row - first_row) * layer.hidden_size) as u32,
+                gates_first: ((d * chunk.capacity + row - first_row) * self.layouts[l].columns) as u32,
                 num_active: active as u32,
                 y_row: (if stored.whole { row } else { row - first_row }) as u32,
                 // Forward sequences end at their last valid step; reverse ones all end at t = 0.
@@ -695,32 +724,55 @@ impl<'a> Planner<'a> {
         let y = [y0.map_or(dummy(0), BufferRange::from), y1.map_or(dummy(1), BufferRange::from)];
         let (h_prev, h_next) = (buffers.h[s % 2], buffers.h[(s + 1) % 2]);
 
-        let kernel = if buffers.m.is_some() { Kernel::RecurrentStepProjected } else { Kernel::RecurrentStep };
-        let ranges = vec![
-            uniform,
-            gates.into(),
-            model(ModelPart::WeightsHh),
-            h_prev.into(),
-            buffers.m.unwrap_or(h_next).into(),
-            buffers.state.into(),
-            y[0],
-            y[1],
-        ];
-        let mut push = |kernel: Kernel, ranges: Vec<BufferRange>, columns: u32| {
+        // Where a second product follows, the first half leaves its input.
+        let next = || BufferRange::from(buffers.m.unwrap_or(h_next));
+        let m = || BufferRange::from(buffers.m.expect("allocated for a second product"));
+        let sums = || BufferRange::from(buffers.sums.expect("allocated for layer normalisation"));
+        let (gates, state) = (BufferRange::from(gates), BufferRange::from(buffers.state));
+        let (h_prev, h_next) = (BufferRange::from(h_prev), BufferRange::from(h_next));
+        let kernels = self.layer_kernels[l].clone();
+        for (kernel, columns) in kernels.step {
+            let ranges = match kernel {
+                Kernel::RecurrentStep | Kernel::RecurrentStepProjected | Kernel::GruStep => {
+                    vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, next(), state, y[0], y[1]]
+                }
+                Kernel::PeepholeStep | Kernel::PeepholeStepProjected => {
+                    let (w_hh, peepholes) = (model(ModelPart::WeightsHh), model(ModelPart::CellVectors));
+                    vec![uniform, gates, w_hh, h_prev, next(), state, y[0], y[1], peepholes]
+                }
+                Kernel::GateSums => vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, sums()],
+                Kernel::NormalizedCell | Kernel::NormalizedCellProjected => {
+                    vec![uniform, sums(), model(ModelPart::CellVectors), next(), state, y[0], y[1]]
+                }
+                Kernel::ProjectionStep => {
+                    vec![uniform, model(ModelPart::WeightsInner), m(), h_next, state, y[0], y[1]]
+                }
+                Kernel::ProjectionStepBias => {
+                    let (w_hr, b_hr) = (model(ModelPart::WeightsInner), model(ModelPart::BiasHr));
+                    vec![uniform, w_hr, m(), h_next, state, y[0], y[1], b_hr]
+                }
+                Kernel::GruReset => vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, m(), state],
+                Kernel::GruCandidate => {
+                    let w_hn = model(ModelPart::WeightsInner);
+                    vec![uniform, gates, w_hn, m(), h_prev, h_next, state, y[0], y[1]]
+                }
+                Kernel::RnnStep => {
+                    vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, h_next, state, y[0], y[1]]
+                }
+                Kernel::InputProjection | Kernel::InputProjectionSum | Kernel::CopyRows | Kernel::SelfTest => {
+                    unreachable!("LayerKernels: no part of a timestep")
+                }
+            };
             let bind_group = self.bind_group(kernel, ranges);
-            let kernel = tiles::choose(kernel, most_active, columns as usize, self.request.tiles);
-            let workgroups = [
-                columns.div_ceil(kernel.lanes),
-                (most_active as u32).div_ceil(kernel.rows_per_workgroup()),
-                reverse.len() as u32,
-            ];
+            let id = tiles::choose(kernel, kernels.cell, most_active, columns, self.request.tiles);
+            let most_active = most_active as u32;
+            let workgroups = if id.kernel.is_tiled() {
+                [(columns as u32).div_ceil(id.lanes), most_active.div_ceil(id.rows_per_workgroup()), reverse.len() as u32]
+            } else {
+                [most_active.min(self.request.limits.workgroups), 1, reverse.len() as u32]
+            };
+            let kernel = self.kernel(id);
             chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
-        };
-        push(kernel, ranges, step.hidden_stride);
-        if let Some(m) = buffers.m {
-            let ranges =
-                vec![uniform, model(ModelPart::WeightsHr), m.into(), h_next.into(), buffers.state.into(), y[0], y[1]];
-            push(Kernel::ProjectionStep, ranges, step.h_stride / 4);
         }
     }
 
@@ -746,14 +798,19 @@ impl<'a> Planner<'a> {
             chunk.submit.uploads.push(Upload::RowTable { buffer: table, rows: rows.clone() });
             for (d, plane) in planes.into_iter().flatten().enumerate() {
                 let width = layer.h_size() as u32;
+                let (scatter, column) = match layer.merge {
+                    Merge::Concat => (1, d as u32),
+                    // The first direction is written, the second added.
+                    Merge::Sum => (1 + d as u32, 0),
+                };
                 let params = CopyParams {
                     rows: rows.len() as u32,
                     width,
                     dst_width: width,
-                    scatter: 1,
+                    scatter,
                     src_first: 0,
                     src_stride: self.rows.stride as u32,
-                    dst_first: d as u32 * width,
+                    dst_first: column * width,
                     dst_stride: layer.output_size() as u32,
                     first_row: 0,
                 };
@@ -789,7 +846,9 @@ impl<'a> Planner<'a> {
                 size_bytes,
             };
             if self.request.outputs.final_state {
-                chunk_reads.push_read(Content::CellN { layer }, range(0, b.state_h_n as u64 * F32));
+                if spec.cell.has_cell_state() {
+                    chunk_reads.push_read(Content::CellN { layer }, range(0, b.state_h_n as u64 * F32));
+                }
                 chunk_reads.push_read(Content::HiddenN { layer }, range(b.state_h_n, h_bytes));
             }
             if let Some(first) = b.state_last {

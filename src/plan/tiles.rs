@@ -1,6 +1,6 @@
 //! The choice of tiles, from shapes and limits alone: never from a measurement on a software adapter.
 
-use crate::kernels::{Kernel, KernelId, LANE_TILES, ROW_TILES};
+use crate::kernels::{CellCode, Kernel, KernelId, LANE_TILES, ROW_TILES, WORKGROUP_SIZE};
 
 /// Tiles fixed by a test instead of being chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -11,11 +11,11 @@ pub struct TileOverride {
     pub lanes: Option<u32>,
 }
 
-/// The variant of `kernel` for `rows` batch rows and `columns` columns.
+/// The variant of `kernel` for `rows` batch rows and `columns` columns, with the options of a cell if it has any.
 ///
 /// More rows per invocation re-use each weight more often but leave fewer invocations; a narrow workgroup
 /// wastes fewer lanes on a small hidden size.
-pub fn choose(kernel: Kernel, rows: usize, columns: usize, fixed: TileOverride) -> KernelId {
+pub fn choose(kernel: Kernel, cell: CellCode, rows: usize, columns: usize, fixed: TileOverride) -> KernelId {
     let by_rows = match (kernel.has_row_tile(), rows) {
         (false, _) | (true, 0..=2) => ROW_TILES[0],
         (true, 3..=31) => ROW_TILES[1],
@@ -24,8 +24,9 @@ pub fn choose(kernel: Kernel, rows: usize, columns: usize, fixed: TileOverride) 
     let by_columns = if columns <= 32 { LANE_TILES[0] } else { LANE_TILES[1] };
     KernelId {
         kernel,
+        cell: if kernel.has_cell() { cell } else { CellCode::default() },
         rows: if kernel.has_row_tile() { fixed.rows.unwrap_or(by_rows) } else { 1 },
-        lanes: fixed.lanes.unwrap_or(by_columns),
+        lanes: if kernel.is_tiled() { fixed.lanes.unwrap_or(by_columns) } else { WORKGROUP_SIZE },
     }
 }
 
@@ -35,7 +36,7 @@ pub fn rows_per_dispatch(fixed: TileOverride) -> u32 {
 }
 
 /// All variants of `kernel` that [`choose`] may return for `columns` columns.
-pub fn variants(kernel: Kernel, columns: usize) -> impl Iterator<Item = KernelId> {
+pub fn variants(kernel: Kernel, cell: CellCode, columns: usize) -> impl Iterator<Item = KernelId> {
     let tiles: &[u32] = if kernel.has_row_tile() { &ROW_TILES } else { &[1] };
-    tiles.iter().map(move |&rows| choose(kernel, 1, columns, TileOverride { rows: Some(rows), lanes: None }))
+    tiles.iter().map(move |&rows| choose(kernel, cell, 1, columns, TileOverride { rows: Some(rows), lanes: None }))
 }

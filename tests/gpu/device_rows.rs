@@ -2,7 +2,7 @@
 
 use libtest_mimic::Failed;
 use wgpu_lstm::internals::{Fixed, device, run_fixed, set_poison, wgpu};
-use wgpu_lstm::{Direction, LstmSpec, Outputs, SequenceOutput};
+use wgpu_lstm::{Direction, LstmSpec, Merge, Outputs, SequenceOutput};
 
 use crate::bits::{equal_bits, equal_outputs};
 use crate::fixture::Case;
@@ -14,10 +14,13 @@ fn rows_on_the_device(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.open(|o| o)?;
     set_poison(&engine, Some(f32::NAN));
     let (gpu, queue) = device(&engine).ok_or("not on a GPU")?;
-    for (direction, projection) in
-        [(Direction::Forward, None), (Direction::Bidirectional, None), (Direction::Bidirectional, Some(7))]
-    {
-        let spec = LstmSpec::stack(13, 21, 2).direction(direction).projection(projection).build()?;
+    for (direction, projection, merge) in [
+        (Direction::Forward, None, Merge::Concat),
+        (Direction::Bidirectional, None, Merge::Concat),
+        (Direction::Bidirectional, Some(7), Merge::Concat),
+        (Direction::Bidirectional, None, Merge::Sum),
+    ] {
+        let spec = LstmSpec::stack(13, 21, 2).direction(direction).projection(projection).merge(merge).build()?;
         let case = Case::new("device", &spec, &[6, 0, 11, 3, 11, 1], 12, true, 1);
         for mut case in [case.clone(), case.time_major()] {
             for cells in [false, true] {

@@ -5,16 +5,18 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
 use wgpu_lstm::internals::set_poison;
 use wgpu_lstm::{
-    BatchOutput, Direction, Layout, LstmSpec, Outputs, SequenceBatch, SequenceOutput, reference, weights::safetensors,
+    BatchOutput, Direction, LayerSpec, Layout, LstmSpec, Outputs, SequenceBatch, SequenceOutput, reference, weights::safetensors,
 };
 
-use crate::fixture::{Case, parity_cases};
+use crate::fixture::{Case, parity_cases, variant_cases, variant_layers};
 use crate::support::tolerance::{self, GPU};
 use crate::{Subject, Test, is_full};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("whole_runs_agree_with_the_reference", whole_runs),
     ("single_steps_are_within_the_rounding_bound", single_steps),
+    ("whole_runs_of_every_cell_and_option_agree_with_the_reference", variants),
+    ("single_steps_of_every_cell_and_option_are_within_the_rounding_bound", single_steps_of_variants),
     ("scratch_content_never_shows", poison),
     ("long_sums_agree_with_the_reference", long_sums),
     ("random_models_agree_with_the_reference", random_models),
@@ -29,9 +31,17 @@ fn judge(case: &Case, output: &BatchOutput) -> Result<f64, Failed> {
 }
 
 fn whole_runs(subject: &Subject) -> Result<(), Failed> {
+    whole_runs_of(subject, parity_cases())
+}
+
+fn variants(subject: &Subject) -> Result<(), Failed> {
+    whole_runs_of(subject, variant_cases())
+}
+
+fn whole_runs_of(subject: &Subject, cases: Vec<Case>) -> Result<(), Failed> {
     let engine = subject.engine()?;
     let mut headroom = f64::INFINITY;
-    for case in parity_cases() {
+    for case in cases {
         let lstm = engine.load_blocking(&case.weights)?;
         headroom = headroom.min(judge(&case, &lstm.run_blocking(&case.batch())?)?);
     }
@@ -41,9 +51,17 @@ fn whole_runs(subject: &Subject) -> Result<(), Failed> {
 
 /// From the reference's state at sampled steps, one step of every cell.
 fn single_steps(subject: &Subject) -> Result<(), Failed> {
+    single_steps_of(subject, parity_cases())
+}
+
+fn single_steps_of_variants(subject: &Subject) -> Result<(), Failed> {
+    single_steps_of(subject, variant_cases())
+}
+
+fn single_steps_of(subject: &Subject, cases: Vec<Case>) -> Result<(), Failed> {
     let engine = subject.engine()?;
     let mut headroom = f64::INFINITY;
-    for case in parity_cases() {
+    for case in cases {
         let lstm = engine.load_blocking(&case.weights)?;
         let longest = case.lengths.iter().max().copied().unwrap_or(0);
         let mut steps = vec![0, longest / 2, longest - 1];
@@ -64,7 +82,7 @@ fn single_steps(subject: &Subject) -> Result<(), Failed> {
 /// Scratch buffers start as NaN once and as a large finite number once; nothing of it reaches a result.
 fn poison(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.open(|o| o)?;
-    for case in parity_cases().into_iter().step_by(3) {
+    for case in parity_cases().into_iter().chain(variant_cases()).step_by(3) {
         let lstm = engine.load_blocking(&case.weights)?;
         set_poison(&engine, None);
         let expected = lstm.run_blocking(&case.batch())?;
@@ -106,6 +124,7 @@ fn random_models(subject: &Subject) -> Result<(), Failed> {
         (1..40usize, 2..50usize, 1..4usize, direction, any::<bool>()),
         (prop::option::of(1..50usize), prop::collection::vec(0..14usize, 1..12), any::<bool>(), any::<u64>()),
         (any::<bool>(), any::<bool>(), any::<bool>(), 0..3usize),
+        prop::option::of(0..variant_layers().len()),
     );
     let cases = if is_full() { 400 } else { 24 };
     let config = Config { cases, failure_persistence: None, ..Config::default() };
@@ -113,23 +132,26 @@ fn random_models(subject: &Subject) -> Result<(), Failed> {
         config,
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
     );
-    let outcome = runner.run(&strategy, |(model, batch, options)| {
+    let outcome = runner.run(&strategy, |(model, batch, options, variant)| {
         let (input, hidden, layers, direction, bias) = model;
         let (projection, lengths, time_major, seed) = batch;
         let (initial, final_state, cells, sequence) = options;
-        let spec = LstmSpec::stack(input, hidden, layers)
-            .direction(direction)
-            .bias(bias)
-            .projection(projection.filter(|&p| p < hidden))
-            .build()
-            .expect("sizes are valid");
+        let spec = LstmSpec::stack(input, hidden, layers).direction(direction).bias(bias);
+        let spec = match variant.map(|n| variant_layers().swap_remove(n).1[0]) {
+            // Any cell, whatever it was written for; options of two directions or of a projection stay where they fit.
+            Some(LayerSpec { cell, direction, merge, projection_size: None, .. }) => {
+                spec.cell(cell).direction(direction).merge(merge)
+            }
+            _ => spec.projection(projection.filter(|&p| p < hidden)),
+        };
+        let spec = spec.build().expect("sizes are valid");
         let seq_len = lengths.iter().max().copied().unwrap_or(0) + seed as usize % 2;
         let mut case = Case::new("random", &spec, &lengths, seq_len, initial, seed);
         if time_major {
             case = case.time_major();
         }
         let sequence = [SequenceOutput::None, SequenceOutput::Last, SequenceOutput::All][sequence];
-        case.outputs = Outputs { sequence, final_state, cells };
+        case.outputs = Outputs { sequence, final_state, cells: cells && spec.last_layer().c_size() > 0 };
         let judged = engine
             .load_blocking(&case.weights)
             .and_then(|lstm| lstm.run_blocking(&case.batch()))

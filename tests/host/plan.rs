@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use wgpu_lstm::internals::{
     BindingKind, BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride, Upload,
 };
-use wgpu_lstm::{Direction, ErrorKind, Layout, LstmSpec, Outputs, SequenceOutput};
+use wgpu_lstm::{Direction, ErrorKind, LayerSpec, Layout, LstmSpec, Merge, Outputs, SequenceOutput};
 
+use crate::fixture::variant_layers;
 use crate::snapshot;
 
 /// WebGPU's default limits.
@@ -110,17 +111,24 @@ fn staging_is_split_where_it_would_exceed_the_largest_buffer() {
 
 fn specs() -> impl Strategy<Value = LstmSpec> {
     let direction = prop_oneof![Just(Direction::Forward), Just(Direction::Reverse), Just(Direction::Bidirectional)];
-    (1..70usize, 2..70usize, prop::collection::vec((direction, prop::option::of(1..40usize)), 1..4)).prop_map(
+    let cells = variant_layers();
+    let cell = (0..cells.len()).prop_map(move |n| cells[n].1[0]);
+    let layer = (direction, prop::option::of(1..40usize), prop::option::of(cell), any::<bool>());
+    (1..70usize, 2..70usize, prop::collection::vec(layer, 1..4)).prop_map(
         |(input, hidden, layers)| {
             // Layers of different directions, each on top of the one before.
             let mut input_size = input;
             let layers = layers
                 .into_iter()
-                .map(|(direction, projection_size)| {
-                    let layer = wgpu_lstm::LayerSpec {
-                        direction,
-                        projection_size: projection_size.filter(|&p| p < hidden),
-                        ..wgpu_lstm::LayerSpec::new(input_size, hidden)
+                .map(|(direction, projection_size, variant, sum)| {
+                    let layer = match variant {
+                        Some(variant) => LayerSpec { input_size, ..variant },
+                        None => LayerSpec {
+                            direction,
+                            merge: if sum && direction == Direction::Bidirectional { Merge::Sum } else { Merge::Concat },
+                            projection_size: projection_size.filter(|&p| p < hidden),
+                            ..LayerSpec::new(input_size, hidden)
+                        },
                     };
                     input_size = layer.output_size();
                     layer
@@ -147,7 +155,7 @@ proptest! {
         let limits =
             PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, buffer_bytes: 1 << 20, ..DEFAULTS };
         let mut request = request(&spec, &lengths, limits);
-        request.outputs.cells = cells;
+        request.outputs.cells = cells && spec.last_layer().c_size() > 0;
         request.outputs.sequence = [SequenceOutput::None, SequenceOutput::Last, SequenceOutput::All][sequence];
         if device {
             request.input = RowsAt::Device;
@@ -174,7 +182,7 @@ proptest! {
                 prop_assert!(dispatch.workgroups.iter().all(|&n| n >= 1 && n <= limits.workgroups));
                 prop_assert_eq!(dispatch.uniform_bytes % limits.uniform_alignment, 0);
                 let group = &plan.bind_groups[dispatch.bind_group];
-                prop_assert_eq!(group.kernel, dispatch.kernel.kernel);
+                prop_assert_eq!(group.kernel, plan.kernels[dispatch.kernel].kernel);
                 // wgpu refuses a buffer that one dispatch reads and writes.
                 for (binding, range) in group.kernel.bindings().iter().zip(&group.ranges) {
                     let same = group.kernel.bindings().iter().zip(&group.ranges).filter(|(_, r)| r.buffer == range.buffer);
@@ -183,10 +191,16 @@ proptest! {
                         prop_assert_eq!(same.count(), 1, "{:?} is bound more than once", range.buffer);
                     }
                 }
-                match dispatch.kernel.kernel {
-                    Kernel::InputProjection => projected += 1,
-                    Kernel::RecurrentStep | Kernel::RecurrentStepProjected => active_steps += 1,
-                    _ => {}
+                match group.kernel {
+                    Kernel::InputProjection | Kernel::InputProjectionSum => projected += 1,
+                    // The second half of a step that has two.
+                    Kernel::ProjectionStep
+                    | Kernel::ProjectionStepBias
+                    | Kernel::NormalizedCell
+                    | Kernel::NormalizedCellProjected
+                    | Kernel::GruCandidate
+                    | Kernel::CopyRows => {}
+                    _ => active_steps += 1,
                 }
                 for range in &group.ranges {
                     prop_assert_eq!(range.offset_bytes % 256, 0);

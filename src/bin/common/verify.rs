@@ -239,7 +239,9 @@ fn judge(
         }
         arrays.push(tally.verdict());
     }
-    if let Some(c_n) = &result.c_n {
+    if let Some(c_n) = &result.c_n
+        && spec.state_sizes().1 > 0
+    {
         let mut tally = Tally::new("c_n", "cell");
         for (b, e, r) in pairs() {
             state_rows(&c_widths, batch_size, b, |cell, at, own| {

@@ -1,7 +1,10 @@
 //! The table of cases, and what a case runs on.
 
 use serde::Deserialize;
-use wgpu_lstm::{Direction, Layout, LstmSpec, LstmWeights, SequenceBatch};
+use wgpu_lstm::{
+    Activation, CellSpec, Direction, GruCell, Layout, LstmActivations, LstmCell, LstmSpec, LstmWeights, Merge, RnnCell,
+    SequenceBatch,
+};
 
 use crate::common::failure::{Failure, Result, fail};
 use crate::common::random::Random;
@@ -25,7 +28,11 @@ pub(crate) struct Case {
     #[serde(default = "one")]
     pub(crate) layers: usize,
     #[serde(default)]
+    pub(crate) cell: CellName,
+    #[serde(default)]
     pub(crate) direction: DirectionName,
+    #[serde(default)]
+    pub(crate) sum: bool,
     pub(crate) projection: Option<usize>,
     #[serde(default = "yes")]
     pub(crate) bias: bool,
@@ -41,6 +48,63 @@ pub(crate) enum DirectionName {
     Forward,
     Reverse,
     Bidirectional,
+}
+
+/// A cell, or a plain LSTM with one option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CellName {
+    #[default]
+    Lstm,
+    Peepholes,
+    Coupled,
+    Clipped,
+    /// HardSigmoid gates and Softsign for both others.
+    Functions,
+    LayerNorm,
+    Gru,
+    /// Not linear before reset.
+    GruLegacy,
+    Rnn,
+}
+
+impl CellName {
+    /// As in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CellName::Lstm => "lstm",
+            CellName::Peepholes => "peepholes",
+            CellName::Coupled => "coupled",
+            CellName::Clipped => "clipped",
+            CellName::Functions => "functions",
+            CellName::LayerNorm => "layer_norm",
+            CellName::Gru => "gru",
+            CellName::GruLegacy => "gru_legacy",
+            CellName::Rnn => "rnn",
+        }
+    }
+
+    fn spec(self) -> CellSpec {
+        let plain = LstmCell::default();
+        let functions = LstmActivations {
+            f: Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+            g: Activation::Softsign,
+            h: Activation::Softsign,
+        };
+        match self {
+            CellName::Lstm => CellSpec::Lstm(plain),
+            CellName::Peepholes => CellSpec::Lstm(LstmCell { peepholes: true, ..plain }),
+            CellName::Coupled => CellSpec::Lstm(LstmCell { coupled_input_forget: true, ..plain }),
+            CellName::Clipped => {
+                CellSpec::Lstm(LstmCell { activation_clip: Some(3.0), cell_clip: Some(3.0), ..plain })
+            }
+            CellName::Functions => CellSpec::Lstm(LstmCell { activations: [functions; 2], ..plain }),
+            CellName::LayerNorm => CellSpec::Lstm(LstmCell { layer_norm: true, ..plain }),
+            CellName::Gru => CellSpec::Gru(GruCell::default()),
+            CellName::GruLegacy => CellSpec::Gru(GruCell { linear_before_reset: false, ..GruCell::default() }),
+            CellName::Rnn => CellSpec::Rnn(RnnCell::default()),
+        }
+    }
 }
 
 fn one() -> usize {
@@ -70,8 +134,8 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Case>> {
 }
 
 impl Case {
-    /// `b32_t128_i256_h256_fwd`, with `_l2` and `_p64` before the direction and `_from10` (ragged), `_nobias`
-    /// and `_carried` after it.
+    /// `b32_t128_i256_h256_fwd`, with `_l2` and `_p64` before the direction and `_sum`, `_gru` (the cell), `_from10`
+    /// (ragged), `_nobias` and `_carried` after it.
     pub(crate) fn id(&self) -> String {
         let mut id = format!("b{}_t{}_i{}_h{}", self.batch, self.len, self.input, self.hidden);
         if self.layers != 1 {
@@ -85,6 +149,12 @@ impl Case {
             DirectionName::Reverse => "_rev",
             DirectionName::Bidirectional => "_bi",
         };
+        if self.sum {
+            id += "_sum";
+        }
+        if self.cell != CellName::Lstm {
+            id += &format!("_{}", self.cell.name());
+        }
         if let Some(n) = self.min_len {
             id += &format!("_from{n}");
         }
@@ -111,6 +181,8 @@ impl Case {
             DirectionName::Bidirectional => Direction::Bidirectional,
         };
         let stack = LstmSpec::stack(self.input, self.hidden, self.layers);
+        let merge = if self.sum { Merge::Sum } else { Merge::Concat };
+        let stack = stack.cell(self.cell.spec()).merge(merge);
         Ok(stack.direction(direction).projection(self.projection).bias(self.bias).build()?)
     }
 
@@ -219,6 +291,8 @@ mod tests {
             ("direction = \"up\"", "up"),
             ("hiden = 5", "hiden"),
             ("layers = 0", "num_layers"),
+            ("cell = \"gruu\"", "gruu"),
+            ("sum = true", "merge"),
         ] {
             let error = parse(&format!("{good}{bad}\n")).unwrap_err().to_string();
             assert!(error.contains(needle) && !error.contains('\n'), "{error}");

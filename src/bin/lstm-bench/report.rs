@@ -116,6 +116,7 @@ fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
         ("projection_size", json!(case.projection)),
         ("num_layers", json!(case.layers)),
         ("direction", json!(direction)),
+        ("cell", json!(case.cell.name())),
         ("valid_rows", json!(measured.map(|p| p.valid_rows))),
         ("open_ms", time(|p| p.open)),
         ("load_ms", time(|p| p.load)),

@@ -5,7 +5,7 @@ use wgpu_lstm::LstmSpec;
 
 use crate::args::InfoOptions;
 use crate::common::failure::{Result, say};
-use crate::common::spec_text::{describe, direction_name};
+use crate::common::spec_text::{describe, direction_name, options as layer_options};
 use crate::common::table;
 use crate::common::units::{bytes, grouped};
 use crate::model::{self, FileInfo, TensorInfo};
@@ -21,8 +21,13 @@ pub(crate) fn info(options: &InfoOptions) -> Result<()> {
     let size_bytes = 4 * spec.num_parameters() as u64;
     say!("{} parameters, {} in f32", grouped(spec.num_parameters()), bytes(size_bytes))?;
     say!("")?;
-    for line in table::lines(&layer_rows(spec), &[5, 6]) {
+    for line in table::lines(&layer_rows(spec), &[1, 6, 7]) {
         say!("{line}")?;
+    }
+    for (l, layer) in spec.layers().iter().enumerate() {
+        for option in layer_options(layer) {
+            say!("layer {l}: {option}")?;
+        }
     }
     say!("")?;
     say!("tensors, prefix {:?}", file.prefix)?;
@@ -39,11 +44,12 @@ pub(crate) fn info(options: &InfoOptions) -> Result<()> {
 }
 
 fn layer_rows(spec: &LstmSpec) -> Vec<Vec<String>> {
-    let heading = ["layer", "input", "hidden", "projection", "output", "direction", "bias", "parameters"];
+    let heading = ["layer", "cell", "input", "hidden", "projection", "output", "direction", "bias", "parameters"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for (l, layer) in spec.layers().iter().enumerate() {
         rows.push(vec![
             l.to_string(),
+            layer.cell.name().into(),
             layer.input_size.to_string(),
             layer.hidden_size.to_string(),
             layer.projection_size.map_or("–".into(), |p| p.to_string()),
@@ -66,6 +72,8 @@ fn to_json(path: &str, spec: &LstmSpec, file: &FileInfo) -> Value {
         .iter()
         .map(|layer| {
             json!({
+                "cell": layer.cell.name(),
+                "options": layer_options(layer),
                 "input_size": layer.input_size,
                 "hidden_size": layer.hidden_size,
                 "projection_size": layer.projection_size,

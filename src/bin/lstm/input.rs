@@ -59,8 +59,10 @@ impl Input {
         check_input_size(&x.shape, layout, spec.input_size())?;
         let mut input = Self { x: x.into_f32("x")?, shape, layout, unbatched, lengths: None, h_0: None, c_0: None };
         input.lengths = lengths.map(|array| input.check_lengths(&array)).transpose()?;
-        let h_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.h_size()).collect();
-        let c_widths: Vec<usize> = spec.cells().map(|(_, layer, _)| layer.c_size()).collect();
+        let [h_widths, c_widths] = state_widths(spec);
+        if c_0.is_some() && c_widths.is_empty() {
+            fail!("c_0: expected none, since no layer of this model has a cell state, found an array");
+        }
         input.h_0 = h_0.map(|array| input.check_state("h_0", array, &h_widths)).transpose()?;
         input.c_0 = c_0.map(|array| input.check_state("c_0", array, &c_widths)).transpose()?;
         Ok(input)
@@ -178,6 +180,14 @@ impl Input {
             array.shape
         )
     }
+}
+
+/// The widths of the blocks of h, and of c, which only cells with a cell state have.
+pub(crate) fn state_widths(spec: &LstmSpec) -> [Vec<usize>; 2] {
+    let widths = |width: fn(&wgpu_lstm::LayerSpec) -> usize| {
+        spec.cells().map(|(_, layer, _)| width(layer)).filter(|&w| w > 0).collect()
+    };
+    [widths(wgpu_lstm::LayerSpec::h_size), widths(wgpu_lstm::LayerSpec::c_size)]
 }
 
 /// PyTorch's shape of a state, [L·D, B, width] or [L·D, width]; `None` if widths differ.

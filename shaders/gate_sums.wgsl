@@ -1,0 +1,52 @@
+// gate_sums: first half of a timestep of an LSTM with layer normalisation: the sums of all gates.
+//
+//   sums[b, j] = x_gates[b, j] + Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o
+//
+// Dispatch   x: ceil(hidden_size / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, H]
+//            3 h_prev read [D, B, h_stride / 4] · 4 sums read_write [D, B, H]
+// Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
+// Workgroup  none      Barriers   none
+// Sum        the segments of h in order, then added to x_gates
+// Masked     ranks at or past num_active: nothing is read or written
+// Reference  src/reference/cell.rs      Accuracy  docs/numerics.md, "one step"
+
+override WG_X: u32;
+override WG_Y: u32;
+
+@group(0) @binding(0) var<uniform> timestep: Step;
+@group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
+@group(0) @binding(2) var<storage, read> w_hh: array<vec4f>;
+@group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
+@group(0) @binding(4) var<storage, read_write> sums: array<vec4f>;
+
+fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
+    let at = timestep.directions[direction];
+    if rank < at.num_active {
+        let x = x_gates[at.gates_first + rank * timestep.hidden_size + j];
+        sums[(direction * timestep.batch_size + rank) * timestep.hidden_size + j] = x + recurrent;
+    }
+}
+
+@compute @workgroup_size(WG_X, WG_Y)
+fn gate_sums(@builtin(global_invocation_id) id: vec3u) {
+    let j = id.x;
+    let row = id.y * ROWS;
+    let direction = id.z;
+    let num_active = timestep.directions[direction].num_active;
+    if j >= timestep.hidden_size || row >= num_active {
+        return;
+    }
+    let k4 = timestep.h_stride / 4u;
+    let sum = dot_h(
+        rows_zero(),
+        direction * timestep.batch_size * k4,
+        row,
+        num_active - 1u,
+        k4,
+        k4,
+        direction * timestep.h_stride * timestep.hidden_size + j,
+        timestep.hidden_size,
+    );
+    finish_rows(direction, row, j, sum);
+}

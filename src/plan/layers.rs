@@ -1,0 +1,49 @@
+//! Which kernels a layer takes, by its cell: the input projection of a chunk, and the dispatches of a timestep.
+
+use crate::kernels::{CellCode, Form, Kernel, LayerLayout, padded};
+use crate::spec::LayerSpec;
+
+/// The kernels of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerKernels {
+    /// The options of the cell.
+    pub cell: CellCode,
+    /// The input projection, with its columns.
+    pub input: (Kernel, usize),
+    /// Those of a timestep in order, each with its columns; 0 for one that has a workgroup per sequence.
+    pub step: Vec<(Kernel, usize)>,
+}
+
+impl LayerKernels {
+    /// Those of layer `l` of `layers`.
+    pub fn new(layers: &[LayerSpec], l: usize) -> Self {
+        let layout = LayerLayout::new(layers, l);
+        let (hidden_stride, h_stride) = (padded(layout.hidden_size), padded(layout.h_size));
+        let step = match layout.form {
+            Form::Lstm => {
+                let mut step = match (layout.is_normalized(), layout.has_peepholes(), layout.has_inner) {
+                    (true, _, projected) => {
+                        let cell = if projected { Kernel::NormalizedCellProjected } else { Kernel::NormalizedCell };
+                        vec![(Kernel::GateSums, layout.hidden_size), (cell, 0)]
+                    }
+                    (false, false, false) => vec![(Kernel::RecurrentStep, hidden_stride)],
+                    (false, false, true) => vec![(Kernel::RecurrentStepProjected, hidden_stride)],
+                    (false, true, false) => vec![(Kernel::PeepholeStep, hidden_stride)],
+                    (false, true, true) => vec![(Kernel::PeepholeStepProjected, hidden_stride)],
+                };
+                if layout.has_inner {
+                    let bias = layout.projection_bias;
+                    step.push((if bias { Kernel::ProjectionStepBias } else { Kernel::ProjectionStep }, h_stride / 4));
+                }
+                step
+            }
+            Form::Gru => vec![(Kernel::GruStep, hidden_stride)],
+            Form::GruAfterReset => {
+                vec![(Kernel::GruReset, hidden_stride / 2), (Kernel::GruCandidate, hidden_stride / 4)]
+            }
+            Form::Rnn => vec![(Kernel::RnnStep, h_stride / 4)],
+        };
+        let input = if layout.sums_planes { Kernel::InputProjectionSum } else { Kernel::InputProjection };
+        Self { cell: CellCode::of(&layers[l].cell), input: (input, layout.columns), step }
+    }
+}
