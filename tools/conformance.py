@@ -72,7 +72,9 @@ def chosen_elements(size):
 
 
 def row_weights(width):
-    return odd_numbers(2, width) / 4096.0
+    """Between 1/2 and 1, of either sign: no element counts for little."""
+    odd = odd_numbers(2, width)
+    return (odd + 4096 * np.sign(odd)) / 8192.0
 
 
 def parts(array):

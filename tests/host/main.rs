@@ -9,6 +9,7 @@ mod data;
 #[path = "../gpu/fixture.rs"]
 #[allow(dead_code, reason = "the GPU tests use all of it")]
 mod fixture;
+mod icu4x;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]

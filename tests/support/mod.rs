@@ -8,4 +8,5 @@ pub mod conformance;
 pub mod data;
 #[cfg(feature = "safetensors")]
 pub mod goldens;
+pub mod icu4x;
 pub mod tolerance;
