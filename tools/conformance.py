@@ -181,7 +181,7 @@ def compare(case, outputs):
 
 def padding_of(case, array):
     """The rows of Y at or past the lengths."""
-    rows = array if case.batch_major() else array.swapaxes(0, 1)
+    rows = array if case.batch_major() else array.transpose(2, 0, 1, 3)
     pieces = [rows[b, length:].reshape(-1) for b, length in enumerate(case.lengths())]
     return np.concatenate(pieces)
 

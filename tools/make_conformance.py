@@ -56,7 +56,7 @@ PARAMETERS = {
 EFFECT = 1e-3
 # A float32 implementation may be off by 4 times the error of this one, plus this, relative to the larger of 1 and
 # the result: activations of a few ulps, and sums in another order.
-FLOOR = 16 * 2.0**-24
+FLOOR = 32 * 2.0**-24
 # onnxruntime computes in float32, with rational approximations of sigmoid and tanh.
 ONNXRUNTIME_ERROR = 1e-5
 PYTORCH_ERROR = 1e-13
