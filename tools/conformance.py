@@ -188,6 +188,10 @@ def padding_of(case, array):
 
 # --- What a case is about ----------------------------------------------------------------------------------------
 
+FUNCTIONS = [
+    "Sigmoid", "Tanh", "Relu", "Affine", "LeakyRelu", "ThresholdedRelu",
+    "ScaledTanh", "HardSigmoid", "Elu", "Softsign", "Softplus",
+]  # fmt: skip
 DEFAULT_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
@@ -244,7 +248,8 @@ def options(case):
         found.append((key, "given" if key in a else "absent"))
     roles = len(DEFAULT_ACTIVATIONS[case.operator])
     for n, function in enumerate(functions or DEFAULT_ACTIVATIONS[case.operator]):
-        found.append((f"function {'fgh'[n % roles]}", function.capitalize()))
+        name = next(name for name in FUNCTIONS if name.lower() == function.lower())
+        found.append((f"function {'fgh'[n % roles]}", name))
     return list(dict.fromkeys(found))
 
 

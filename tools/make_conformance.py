@@ -27,13 +27,9 @@ import torch
 from safetensors.numpy import load_file, save
 
 import conformance
-from conformance import DEFAULT_ACTIVATIONS, Case, Refused, materialise
+from conformance import DEFAULT_ACTIVATIONS, FUNCTIONS, Case, Refused, materialise
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "data" / "conformance"
-FUNCTIONS = [
-    "Sigmoid", "Tanh", "Relu", "Affine", "LeakyRelu", "ThresholdedRelu",
-    "ScaledTanh", "HardSigmoid", "Elu", "Softsign", "Softplus",
-]  # fmt: skip
 # Where the text names an operator, that operator's defaults; ScaledTanh and Affine without scaling.
 DEFAULTS = {
     "Affine": (1.0, 0.0),

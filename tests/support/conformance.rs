@@ -82,7 +82,8 @@ impl Expected {
                 let (width, leading) = axes.split_last().expect("three axes or more");
                 let mut random = Rng::new(2);
                 let mut weight = || random.odd() as f64;
-                let weights: Vec<f64> = (0..width.1).map(|_| weight()).map(|r| (r + r.signum() * 4096.0) / 8192.0).collect();
+                let weights: Vec<f64> =
+                    (0..width.1).map(|_| weight()).map(|r| (r + r.signum() * 4096.0) / 8192.0).collect();
                 let sum = |row: &[f64]| row.iter().zip(&weights).map(|(v, w)| v * w).sum();
                 let sums: Vec<f64> = found.chunks_exact(width.1).map(sum).collect();
                 let sum_bound = bound * weights.iter().map(|w| w.abs()).sum::<f64>();
@@ -151,13 +152,18 @@ impl ConformanceCase {
             let layer = spec.last_layer();
             let (directions, hidden) = (layer.num_directions(), layer.hidden_size);
             if let Some(output) = &found.output {
-                arrays.insert("Y".to_owned(), match self.layout {
-                    Layout::BatchMajor => output.clone(), // [B, T, D, H]
-                    Layout::TimeMajor => output // [T, B, D, H] → [T, D, B, H]
-                        .chunks_exact(batch_size * directions * hidden)
-                        .flat_map(|step| exchanged(step, batch_size, directions, hidden))
-                        .collect(),
-                });
+                arrays.insert(
+                    "Y".to_owned(),
+                    match self.layout {
+                        Layout::BatchMajor => output.clone(), // [B, T, D, H]
+                        Layout::TimeMajor => {
+                            output // [T, B, D, H] → [T, D, B, H]
+                                .chunks_exact(batch_size * directions * hidden)
+                                .flat_map(|step| exchanged(step, batch_size, directions, hidden))
+                                .collect()
+                        }
+                    },
+                );
             }
             for (name, state) in [("Y_h", &found.h_n), ("Y_c", &found.c_n)] {
                 let Some(state) = state.as_ref().filter(|s| !s.is_empty()) else { continue };
@@ -168,20 +174,22 @@ impl ConformanceCase {
                         block.fill(0.0);
                     }
                 }
-                arrays.insert(name.to_owned(), match self.layout {
-                    Layout::TimeMajor => state, // [D, B, H]
-                    Layout::BatchMajor => exchanged(&state, directions, batch_size, hidden),
-                });
+                arrays.insert(
+                    name.to_owned(),
+                    match self.layout {
+                        Layout::TimeMajor => state, // [D, B, H]
+                        Layout::BatchMajor => exchanged(&state, directions, batch_size, hidden),
+                    },
+                );
             }
             return arrays;
         }
         for (name, array) in [("output", &found.output), ("cells", &found.cells)] {
             arrays.extend(array.iter().map(|a| (name.to_owned(), a.clone())));
         }
-        for (prefix, state, width) in [
-            ("h_n", &found.h_n, LayerSpec::h_size as fn(&LayerSpec) -> usize),
-            ("c_n", &found.c_n, LayerSpec::c_size),
-        ] {
+        for (prefix, state, width) in
+            [("h_n", &found.h_n, LayerSpec::h_size as fn(&LayerSpec) -> usize), ("c_n", &found.c_n, LayerSpec::c_size)]
+        {
             let Some(state) = state else { continue };
             let mut start = 0;
             for (l, layer, reverse) in spec.cells() {
@@ -232,7 +240,8 @@ fn load(record: &Value, arrays: &SafeTensors<'_>) -> ConformanceCase {
     let attributes = &record["attributes"];
     let inputs = &record["inputs"];
     let is_onnx = operator != "Stack";
-    let layout = if is_onnx && attributes["layout"].as_u64().unwrap_or(0) == 0 { Layout::TimeMajor } else { Layout::BatchMajor };
+    let layout =
+        if is_onnx && attributes["layout"].as_u64().unwrap_or(0) == 0 { Layout::TimeMajor } else { Layout::BatchMajor };
     let x_shape = shape(&inputs["X"]);
     let (seq_len, batch_size) = match layout {
         Layout::TimeMajor => (x_shape[0], x_shape[1]),
@@ -252,21 +261,31 @@ fn load(record: &Value, arrays: &SafeTensors<'_>) -> ConformanceCase {
         true => onnx_model(operator, attributes, inputs, layout),
         false => stack_model(attributes, inputs),
     };
-    let expected: Vec<Expected> = record["outputs"].as_object().expect("outputs").iter().map(|(name, output)| {
-        let array = |ending: &str| -> Vec<f64> {
-            let view = arrays.tensor(&format!("{id}/{name}{ending}")).unwrap_or_else(|e| panic!("{id}/{name}: {e}"));
-            view.data().as_chunks().0.iter().map(|w| f64::from_le_bytes(*w)).collect()
-        };
-        let shape = shape(output);
-        let parts = match shape.iter().product::<usize>() <= STORED_WHOLE {
-            true => Parts::Whole(array("")),
-            false => Parts::Some { elements: array(".elements"), rows: array(".rows") },
-        };
-        Expected { name: name.clone(), shape, tolerance: output["tolerance"].as_f64().expect("tolerance"), parts }
-    }).collect();
+    let expected: Vec<Expected> = record["outputs"]
+        .as_object()
+        .expect("outputs")
+        .iter()
+        .map(|(name, output)| {
+            let array = |ending: &str| -> Vec<f64> {
+                let view =
+                    arrays.tensor(&format!("{id}/{name}{ending}")).unwrap_or_else(|e| panic!("{id}/{name}: {e}"));
+                view.data().as_chunks().0.iter().map(|w| f64::from_le_bytes(*w)).collect()
+            };
+            let shape = shape(output);
+            let parts = match shape.iter().product::<usize>() <= STORED_WHOLE {
+                true => Parts::Whole(array("")),
+                false => Parts::Some { elements: array(".elements"), rows: array(".rows") },
+            };
+            Expected { name: name.clone(), shape, tolerance: output["tolerance"].as_f64().expect("tolerance"), parts }
+        })
+        .collect();
     let asks_for = |names: &[&str]| expected.iter().any(|e| names.iter().any(|n| e.name.starts_with(n)));
     let outputs = Outputs {
-        sequence: if asks_for(&["output"]) || expected.iter().any(|e| e.name == "Y") { SequenceOutput::All } else { SequenceOutput::None },
+        sequence: if asks_for(&["output"]) || expected.iter().any(|e| e.name == "Y") {
+            SequenceOutput::All
+        } else {
+            SequenceOutput::None
+        },
         final_state: asks_for(&["Y_", "h_n", "c_n"]),
         cells: asks_for(&["cells"]),
     };

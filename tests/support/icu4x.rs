@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use wgpu_lstm::{
-    CellWeights, Direction, Layout, LstmSpec, LstmWeights, Outputs, SequenceBatch, SequenceOutput,
-};
+use wgpu_lstm::{CellWeights, Direction, Layout, LstmSpec, LstmWeights, Outputs, SequenceBatch, SequenceOutput};
 
 const INPUT: usize = 40;
 const HIDDEN: usize = 27;
