@@ -4,7 +4,7 @@ use libtest_mimic::Failed;
 
 use crate::support::conformance::{GROUPS, group};
 use crate::support::icu4x::{Segmenter, known_tags};
-use crate::{Subject, Test};
+use crate::{Subject, Test, is_full};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("conformance_lstm_is_within_the_tolerances", |subject| conformance(subject, GROUPS[0])),
@@ -15,9 +15,12 @@ pub const TESTS: &[(&str, Test)] = &[
 ];
 
 fn conformance(subject: &Subject, name: &str) -> Result<(), Failed> {
-    let engine = subject.engine()?;
+    // An engine of its own: wgpu-core 30.0.1 may panic in `poll` while another thread submits to the same device.
+    let engine = subject.open(|o| o)?;
     let (mut headroom, mut wrong) = (f64::INFINITY, Vec::new());
-    let cases = group(name);
+    // Software adapters take a minute or more for a group; adapters begin at different cases.
+    let (first, step) = if is_full() { (0, 1) } else { (subject.label.len() % 5, 5) };
+    let cases: Vec<_> = group(name).into_iter().skip(first).step_by(step).collect();
     for case in &cases {
         let found = engine.load_blocking(&case.weights).and_then(|lstm| lstm.run_blocking(&case.batch()));
         match found.map_err(|e| format!("{}: {e}", case.id)).and_then(|found| case.check_f32(&found)) {
