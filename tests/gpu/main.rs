@@ -5,6 +5,7 @@
 //! adapters by parts of their names; `LSTM_FULL=1` adds the long cases.
 
 mod bits;
+mod conformance;
 mod device_rows;
 mod fixture;
 mod parity;
@@ -63,7 +64,7 @@ fn main() {
     let mut trials = vec![presence(&adapters)];
     let mut subjects: Vec<_> = adapters.iter().map(|a| Subject::new(a, LimitsProfile::Adapter)).collect();
     subjects.extend(adapters.first().map(|a| Subject::new(a, LimitsProfile::WebGpuDefaults)));
-    let tests = [bits::TESTS, device_rows::TESTS, robustness::TESTS, parity::TESTS].concat();
+    let tests = [bits::TESTS, device_rows::TESTS, robustness::TESTS, parity::TESTS, conformance::TESTS].concat();
     for subject in &subjects {
         for (name, test) in &tests {
             let (subject, test) = (subject.clone(), *test);

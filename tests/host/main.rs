@@ -1,6 +1,8 @@
 //! Tests that need no adapter, in the order of trust: comparer, data, reference, packing, plan, shader contract.
 
 mod comparer;
+#[cfg(feature = "safetensors")]
+mod conformance;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod data;
@@ -9,6 +11,7 @@ mod files;
 #[path = "../gpu/fixture.rs"]
 #[allow(dead_code, reason = "the GPU tests use all of it")]
 mod fixture;
+mod icu4x;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]

@@ -26,6 +26,11 @@ impl Rng {
         bound * odd as f32 / (1 << 24) as f32
     }
 
+    /// Odd integers between −4096 and 4096.
+    pub fn odd(&mut self) -> i64 {
+        (self.next() >> 52) as i64 * 2 + 1 - 4096
+    }
+
     /// Uniform in 0..n.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize

@@ -3,9 +3,12 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod comparer;
+#[cfg(feature = "safetensors")]
+pub mod conformance;
 pub mod data;
 #[cfg(feature = "keras")]
 pub mod evaluate;
 #[cfg(feature = "safetensors")]
 pub mod goldens;
+pub mod icu4x;
 pub mod tolerance;
