@@ -596,11 +596,92 @@ fn a_reader_that_goes_away_is_no_failure() {
     }
 }
 
-/// ONNX models by the names of their graphs, and the other formats.
-mod models {
-    use super::*;
+fn data(file: &str) -> String {
+    format!("{}/tests/data/{file}", env!("CARGO_MANIFEST_DIR"))
+}
 
-    fn data(file: &str) -> String {
-        format!("{}/tests/data/{file}", env!("CARGO_MANIFEST_DIR"))
+/// Arrays by the names of the graph, and the other options that a graph answers by itself.
+#[test]
+fn onnx_models_run_on_arrays_named_as_the_graph_names_them() {
+    let folder = Folder::new("onnx");
+    let model = data("onnx/keras_gru.onnx");
+    let stored = fs::read(data("onnx/keras_gru.safetensors")).unwrap();
+    let (shape, x) = read_tensor(&stored, "in.x").unwrap();
+    let (_, probabilities) = read_tensor(&stored, "out.probabilities").unwrap();
+    let lengths = Array::I64(vec![6, 2, 4, 1]);
+    let input = folder.npz("in.npz", &[("x", Array::F32(shape.clone(), x.clone())), ("lengths", lengths)]);
+    let out = folder.path("out.npz");
+    for device in ["cpu", "reference"] {
+        let printed = good(&["run", &model, "-i", &input, "-o", &out, "--device", device]);
+        assert!(printed.contains("GRU \"gru\": GRU 3 → 6, 1 layer, forward"), "{printed}");
+        assert!(printed.contains("probabilities [4, 4]"), "{printed}");
+        let (shape, found) = read(&out, "probabilities");
+        assert_eq!(shape, [4, 4]);
+        for (f, e) in found.iter().zip(&probabilities) {
+            assert!((f - e).abs() <= 1e-5, "found {f}, expected {e}");
+        }
     }
+    let right = folder.npz("right.npz", &[("probabilities", Array::F32(vec![4, 4], probabilities.clone()))]);
+    good(&["run", &model, "-i", &input, "--device", "cpu", "--expect", &right]);
+    let mut other = probabilities;
+    other[5] += 0.01;
+    let wrong = folder.npz("wrong.npz", &[("probabilities", Array::F32(vec![4, 4], other))]);
+    fails(1, "expect: probabilities", &["run", &model, "-i", &input, "--device", "cpu", "--expect", &wrong]);
+
+    let alone = folder.npz("alone.npz", &[("x", Array::F32(shape.clone(), x.clone()))]);
+    let needle = "input \"lengths\": missing; the graph takes x float [n, t, 3]; lengths int32 [n]";
+    fails(1, needle, &["run", &model, "-i", &alone, "-o", &out, "--device", "cpu"]);
+    let surplus = folder.npz("surplus.npz", &[("x", Array::F32(shape, x)), ("z", Array::I32(vec![1]))]);
+    fails(
+        1,
+        "array \"z\": the graph has no such input",
+        &["run", &model, "-i", &surplus, "-o", &out, "--device", "cpu"],
+    );
+    fails(2, "--prefix: an ONNX graph", &["run", &model, "-i", &input, "-o", &out, "--prefix", "gru"]);
+    fails(2, "--layout: an ONNX graph", &["run", &model, "-i", &input, "-o", &out, "--layout", "time"]);
+    fails(2, "--verify: expected a model of recurrent layers", &["run", &model, "-i", &input, "--verify"]);
+    fails(1, "missing.onnx: cannot be read", &["info", &folder.path("missing.onnx")]);
+    let broken = folder.bytes("broken.onnx", b"no model");
+    fails(1, "broken.onnx", &["info", &broken]);
+
+    let printed = good(&["info", &model]);
+    for line in [
+        "input x float [n, t, 3]",
+        "output probabilities float [n, 4]",
+        "GRU \"gru\": GRU 3 → 6",
+        "other nodes, on the CPU",
+    ] {
+        assert!(printed.contains(line), "{printed}");
+    }
+    assert!(good(&["info", &data("onnx/decomposed.onnx")]).contains("no LSTM, GRU or RNN node"));
+    let json: serde_json::Value = serde_json::from_str(&good(&["info", "--json", &model])).unwrap();
+    assert_eq!(json["format"], "ONNX");
+}
+
+/// Files of PyTorch and Keras, by their content.
+#[test]
+fn checkpoints_and_keras_models_run() {
+    let folder = Folder::new("formats");
+    for (file, input_size, cell, note) in
+        [("checkpoints/gru.pt", None, "GRU", ""), ("keras/k3_stack.keras", None, "LSTM", "note: layers: LSTM")]
+    {
+        let model = data(file);
+        let json: serde_json::Value = serde_json::from_str(&good(&["info", "--json", &model])).unwrap();
+        let width = input_size.unwrap_or(json["input_size"].as_u64().unwrap() as usize);
+        assert_eq!(json["layers"][0]["cell"], cell, "{file}");
+        assert!(good(&["info", &model]).contains(note), "{file}");
+        let input = folder.npz("in.npz", &[("x", Array::F32(vec![2, 5, width], values(10 * width)))]);
+        let out = folder.path("out.npz");
+        good(&["run", &model, "-i", &input, "-o", &out, "--device", "cpu", "--verify=all"]);
+        let (shape, _) = read(&out, "output");
+        assert_eq!(shape[..2], [2, 5], "{file}");
+        let has_c = NpzArchive::open(&out).unwrap().by_name("c_n").unwrap().is_some();
+        assert_eq!(has_c, cell == "LSTM", "{file}: only a cell with a cell state has c_n");
+    }
+    let gru = data("checkpoints/gru.pt");
+    let x = ("x", Array::F32(vec![1, 1, 1], vec![0.0]));
+    let input = folder.npz("c.npz", &[x, ("c_0", Array::F32(vec![1, 1, 1], vec![0.0]))]);
+    let out = folder.path("out.npz");
+    let output = lstm(&["run", &gru, "-i", &input, "-o", &out, "--device", "cpu"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }

@@ -60,8 +60,6 @@ mod native {
 
     use super::*;
 
-    /// How long one call to poll may take before the lost flag is looked at again.
-    const POLL_SLICE: Duration = Duration::from_millis(500);
     /// Between looks at a mapping whose submission is done but whose callback another thread is about to run.
     const CALLBACK_PAUSE: Duration = Duration::from_micros(50);
 
@@ -146,9 +144,14 @@ mod native {
     }
 
     /// Polls until the submission and its mappings are done or the device is lost.
+    ///
+    /// Without a timeout: wgpu-core 30 panics if a wait times out while another thread's call finds the queue empty
+    /// ("the current submission index should be at least the wait submission index"), and drops callbacks with it. A
+    /// driver ends the wait when it loses the device.
     fn wait(device: &wgpu::Device, faults: &Faults, index: wgpu::SubmissionIndex, shared: &Shared) {
-        let slice = || wgpu::PollType::Wait { submission_index: Some(index.clone()), timeout: Some(POLL_SLICE) };
-        while !faults.is_lost() && !poll(device, faults, slice()) {}
+        if !faults.is_lost() {
+            poll(device, faults, wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
+        }
         while !faults.is_lost() && shared.outcome().is_none() {
             std::thread::sleep(CALLBACK_PAUSE);
             poll(device, faults, wgpu::PollType::Poll);

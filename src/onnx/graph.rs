@@ -91,8 +91,7 @@ impl<'a> Graph<'a> {
         }
         recurrent.sort_by_key(|(stage, _)| *stage);
 
-        let of_recurrent: HashSet<&str> =
-            nodes.iter().filter(|n| n.operator.is_some()).flat_map(Node::makes).collect();
+        let of_recurrent: HashSet<&str> = nodes.iter().filter(|n| n.operator.is_some()).flat_map(Node::makes).collect();
         let others = || nodes.iter().filter(|n| n.operator.is_none());
         let made_by_others: HashSet<&str> = others().flat_map(Node::makes).collect();
         let kept: HashSet<String> =
@@ -156,7 +155,10 @@ fn check_functions(model: &[Field<'_>]) -> Result<()> {
     for function in model.iter().filter(|f| f.number == field::MODEL_FUNCTIONS && f.has_length) {
         for node in wire::fields("function", function.value)?.iter().filter(|f| f.number == FUNCTION_NODE) {
             if let Some(op_type) = recurrent_op(node.value)? {
-                bail!(Unsupported, "{op_type}: a recurrent node inside a function of the model is not read; inline functions first");
+                bail!(
+                    Unsupported,
+                    "{op_type}: a recurrent node inside a function of the model is not read; inline functions first"
+                );
             }
             find_in_subgraphs(node.value, &mut BTreeSet::new(), 0)?;
         }
@@ -286,8 +288,7 @@ fn rest_of_model(
     dropped: &dyn Fn(&str) -> bool,
     evaluated: &[Vec<String>],
 ) -> Result<Vec<u8>> {
-    let recurrent: HashSet<*const u8> =
-        nodes.iter().filter(|n| n.operator.is_some()).map(|n| n.raw.as_ptr()).collect();
+    let recurrent: HashSet<*const u8> = nodes.iter().filter(|n| n.operator.is_some()).map(|n| n.raw.as_ptr()).collect();
     let mut rest = Vec::new();
     for part in graph {
         let keep = match part.number {

@@ -195,7 +195,8 @@ impl RecurrentNode {
                 r.shape
             );
         }
-        for (name, tensor, expected) in [("B", b, vec![directions, 2 * rows]), ("P", p, vec![directions, 3 * hidden_size])]
+        for (name, tensor, expected) in
+            [("B", b, vec![directions, 2 * rows]), ("P", p, vec![directions, 3 * hidden_size])]
         {
             if let Some(tensor) = tensor
                 && tensor.shape != expected
@@ -421,7 +422,9 @@ mod tests {
 
     #[test]
     fn gates_biases_and_peepholes_come_in_the_order_of_the_engine() {
-        for (operator, gates) in [(Operator::Lstm, vec![0, 2, 3, 1]), (Operator::Gru, vec![1, 0, 2]), (Operator::Rnn, vec![0])] {
+        for (operator, gates) in
+            [(Operator::Lstm, vec![0, 2, 3, 1]), (Operator::Gru, vec![1, 0, 2]), (Operator::Rnn, vec![0])]
+        {
             let node = node(operator, vec![text("direction", "bidirectional")]).unwrap();
             let n = gates.len();
             let (w, r) = (tensor(2, n, 2, 3), tensor(2, n, 2, 2));
@@ -429,7 +432,9 @@ mod tests {
             let mut b = Vec::new();
             for d in 0..2 {
                 for part in [0.0, 50.0] {
-                    b.extend(tensor(1, n, 2, 1).expect_floats("b").unwrap().iter().map(|v| v + part + 1000.0 * d as f32));
+                    b.extend(
+                        tensor(1, n, 2, 1).expect_floats("b").unwrap().iter().map(|v| v + part + 1000.0 * d as f32),
+                    );
                 }
             }
             let b = Tensor::floats(vec![2, 4 * n], b).unwrap();
@@ -461,15 +466,18 @@ mod tests {
             strings: list.iter().map(|s| s.as_bytes().to_vec()).collect(),
             ..attribute("activations")
         };
-        let read = node(Operator::Lstm, vec![
-            text("direction", "Bidirectional"),
-            names(&["hardsigmoid", "TANH", "Affine", "Sigmoid", "LeakyRelu", "ScaledTanh"]),
-            floats("activation_alpha", &[0.1, 0.2, 0.3]),
-            floats("activation_beta", &[0.4]),
-            AttributeProto { f: Some(2.5), ..attribute("clip") },
-            integer("input_forget", 1),
-            integer("layout", 1),
-        ])
+        let read = node(
+            Operator::Lstm,
+            vec![
+                text("direction", "Bidirectional"),
+                names(&["hardsigmoid", "TANH", "Affine", "Sigmoid", "LeakyRelu", "ScaledTanh"]),
+                floats("activation_alpha", &[0.1, 0.2, 0.3]),
+                floats("activation_beta", &[0.4]),
+                AttributeProto { f: Some(2.5), ..attribute("clip") },
+                integer("input_forget", 1),
+                integer("layout", 1),
+            ],
+        )
         .unwrap();
         let CellSpec::Lstm(cell) = read.cell else { panic!("an LSTM") };
         // In order, by those that take one; the rest has the defaults.
@@ -477,12 +485,18 @@ mod tests {
         let g = [Activation::Tanh, Activation::LeakyRelu { alpha: 0.3 }];
         let h = [Activation::Affine { alpha: 0.2, beta: 0.0 }, Activation::ScaledTanh { alpha: 1.0, beta: 1.0 }];
         assert_eq!(cell.activations, [0, 1].map(|d| LstmActivations { f: f[d], g: g[d], h: h[d] }));
-        assert_eq!((cell.activation_clip, cell.clip_output_activation, cell.coupled_input_forget), (Some(2.5), true, true));
+        assert_eq!(
+            (cell.activation_clip, cell.clip_output_activation, cell.coupled_input_forget),
+            (Some(2.5), true, true)
+        );
         assert_eq!((read.layout, read.direction), (Layout::BatchMajor, Direction::Bidirectional));
         assert_eq!((read.input(3), read.output(0), read.output(1)), (None, None, Some("y_h")));
         let gru = node(Operator::Gru, vec![integer("linear_before_reset", 1), integer("hidden_size", 4)]).unwrap();
         assert!(matches!(gru.cell, CellSpec::Gru(GruCell { linear_before_reset: true, .. })));
-        assert!(matches!(node(Operator::Gru, vec![]).unwrap().cell, CellSpec::Gru(GruCell { linear_before_reset: false, .. })));
+        assert!(matches!(
+            node(Operator::Gru, vec![]).unwrap().cell,
+            CellSpec::Gru(GruCell { linear_before_reset: false, .. })
+        ));
     }
 
     #[test]

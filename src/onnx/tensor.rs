@@ -311,7 +311,12 @@ impl StoredTensor<'_> {
         let expected = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
         match shape {
             Some(shape) if expected == Some(values.len()) => Tensor::new(shape, TensorData::I64(values)),
-            _ => bail!(InvalidFile, "{name}: expected the elements of shape {:?}, found {}", self.head.dims, values.len()),
+            _ => bail!(
+                InvalidFile,
+                "{name}: expected the elements of shape {:?}, found {}",
+                self.head.dims,
+                values.len()
+            ),
         }
     }
 }
@@ -385,8 +390,7 @@ impl ExternalFiles {
         };
         let (offset, length) = (number("offset", 0)?, number("length", size_bytes as u64)?);
         let path = self.path(name, entry("location").unwrap_or_default())?;
-        let failed =
-            |e: std::io::Error| Error::new(ErrorKind::InvalidFile, format!("{name}: {}: {e}", path.display()));
+        let failed = |e: std::io::Error| Error::new(ErrorKind::InvalidFile, format!("{name}: {}: {e}", path.display()));
         let mut file = std::fs::File::open(&path).map_err(failed)?;
         let available = file.metadata().map_err(failed)?.len().saturating_sub(offset);
         if length != size_bytes as u64 || available < length {

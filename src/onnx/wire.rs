@@ -108,12 +108,10 @@ mod tests {
         let mut message = vec![0x08, 0x96, 0x01, 0x15, 1, 2, 3, 4, 0x19, 1, 2, 3, 4, 5, 6, 7, 8];
         push(&mut message, 300, b"name");
         let found = fields("m", &message).unwrap();
-        assert_eq!(found.iter().map(|f| (f.number, f.has_length)).collect::<Vec<_>>(), [
-            (1, false),
-            (2, false),
-            (3, false),
-            (300, true)
-        ]);
+        assert_eq!(
+            found.iter().map(|f| (f.number, f.has_length)).collect::<Vec<_>>(),
+            [(1, false), (2, false), (3, false), (300, true)]
+        );
         assert_eq!(found[3].value, b"name");
         assert_eq!(found.iter().flat_map(|f| f.raw).copied().collect::<Vec<_>>(), message);
         for end in 1..message.len() {

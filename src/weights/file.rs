@@ -97,7 +97,10 @@ fn keras(bytes: &[u8], options: &ReadOptions) -> Result<(LstmWeights, FileConten
     let layers: Vec<String> = model.layers.iter().map(|l| format!("{} {}", l.class, l.name)).collect();
     let mut notes = vec![format!("layers: {}", layers.join(", "))];
     let mut add = |is: bool, note: &str| notes.extend(is.then(|| note.to_owned()));
-    add(model.output_is_time_reversed, "Keras returns this output in reverse order of time (go_backwards); here it is not");
+    add(
+        model.output_is_time_reversed,
+        "Keras returns this output in reverse order of time (go_backwards); here it is not",
+    );
     add(!model.returns_sequences, "return_sequences is false: Keras returns the final h of the last layer, here h_n");
     add(model.masked, "masked: give the number of unmasked steps as lengths, with padding at the end");
     add(model.stateful, "stateful: give the final state of a batch as the initial state of the next");
@@ -144,7 +147,9 @@ impl Format {
             );
         }
         match magic_name(head) {
-            Some(name) => bail!(InvalidFile, "expected safetensors, a PyTorch checkpoint or a Keras model, found {name}"),
+            Some(name) => {
+                bail!(InvalidFile, "expected safetensors, a PyTorch checkpoint or a Keras model, found {name}")
+            }
             None => bail!(
                 InvalidFile,
                 "expected safetensors, a PyTorch checkpoint or a Keras model, found {file_bytes} bytes of another format, or truncated"

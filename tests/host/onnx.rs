@@ -204,7 +204,10 @@ fn wrong_inputs_are_named() {
         (with("x", ints(&[4, 6, 3], &[0; 72])), "input x: expected type float, found int32"),
         (with("lengths", ints(&[4], &[6, 7, 1, 1])), "sequence_lens[1]: expected 0 to seq_length 6, found 7"),
         (with("lengths", ints(&[4], &[6, -1, 1, 1])), "sequence_lens[1]: expected 0 to seq_length 6, found -1"),
-        (with("lengths", ints(&[3], &[6, 1, 1])), "GRU \"gru\": sequence_lens: expected [batch_size] = [4], found shape [3]"),
+        (
+            with("lengths", ints(&[3], &[6, 1, 1])),
+            "GRU \"gru\": sequence_lens: expected [batch_size] = [4], found shape [3]",
+        ),
     ] {
         assert!(found.contains(needle), "{found}");
     }

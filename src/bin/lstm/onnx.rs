@@ -73,7 +73,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     let model_options = OnnxOptions::default().compat(compat);
     let model = pollster::block_on(OnnxModel::load_file(&engine, &options.model.model, &model_options))?;
     let inputs = read_inputs(&options.input, model.inputs())?;
-    let mut expected = options.expect.as_deref().map(|path| ArrayFile::open(path, first_name(model.outputs()))).transpose()?;
+    let mut expected =
+        options.expect.as_deref().map(|path| ArrayFile::open(path, first_name(model.outputs()))).transpose()?;
     if let Some(path) = &options.output {
         check_folder(path)?;
     }
@@ -90,8 +91,10 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     say_unless_quiet(format!("ran in {} ms, first-run set-up included", milliseconds(start.elapsed().as_secs_f64())))?;
 
     if let Some(path) = &options.output {
-        let arrays: Vec<Output<'_>> =
-            outputs.iter().map(|(name, t)| Ok(Output { name, shape: &t.shape, values: values(name, t)? })).collect::<Result<_>>()?;
+        let arrays: Vec<Output<'_>> = outputs
+            .iter()
+            .map(|(name, t)| Ok(Output { name, shape: &t.shape, values: values(name, t)? }))
+            .collect::<Result<_>>()?;
         if arrays.is_empty() {
             fail!("the graph has no output to write");
         }
@@ -200,7 +203,11 @@ fn compare(file: &mut ArrayFile, outputs: &[(String, Tensor)], options: &RunOpti
     }
     if compared == 0 {
         let names: Vec<&str> = outputs.iter().map(|(name, _)| name.as_str()).collect();
-        fail!("expect: expected an array named as an output of the graph ({}), found {}", names.join(", "), file.names().join(", "));
+        fail!(
+            "expect: expected an array named as an output of the graph ({}), found {}",
+            names.join(", "),
+            file.names().join(", ")
+        );
     }
     if failures.is_empty() { Ok(()) } else { fail!("expect: {}", failures.join("; ")) }
 }
