@@ -302,6 +302,20 @@ def first_version():
     return model, feeds, expected
 
 
+def departures(kind):
+    """Where onnxruntime departs from the operator's text: it does not clamp c before h, and has no default of Affine."""
+    m = Maker(33)
+    (w, r, b), _ = m.weights("LSTM", 1, 3, 4)
+    attributes = {
+        "clip": dict(clip=0.2),
+        "defaults": dict(activations=["Sigmoid", "Tanh", "ThresholdedRelu"]),
+    }[kind]
+    m.node("LSTM", ["x", w, r, b, "", "state_h", "state_c"], ["y"], hidden_size=4, **attributes)
+    declared = [("x", F, [5, 2, 3]), ("state_h", F, [1, 2, 4]), ("state_c", F, [1, 2, 4])]
+    model = m.model(declared, [("y", F, None)])
+    return model, {n: m.values(*shape, scale=1) for n, _, shape in declared}
+
+
 def node_tests():
     for test in sorted(collect_testcases("LSTM"), key=lambda t: t.name):
         if test.name.startswith("test_lstm_") and "expanded" not in test.name:
@@ -325,6 +339,9 @@ def main():
     for op, seed in [("LSTM", 30), ("GRU", 31), ("RNN", 32)]:
         write(f"everything_{op.lower()}", *every_attribute(op, seed))
         write(f"everything_{op.lower()}_batch_major", *every_attribute(op, seed, layout=1))
+    # The names tell which compatibility their numbers are for.
+    for kind in ("clip", "defaults"):
+        write(f"{kind}_onnxruntime", *departures(kind))
     write("decomposed", *decomposed())
     write("lengths_int64", *wide_integers())
     write("float16_weights", *half_weights())

@@ -97,6 +97,17 @@ impl OnnxModel {
     pub async fn load(engine: &Engine, bytes: &[u8], options: &OnnxOptions) -> Result<Self> {
         let files = ExternalFiles::new(options.external_data.clone());
         let graph = Graph::new(bytes, options.compat)?;
+        for (what, info) in graph.inputs.iter().map(|i| ("input", i)).chain(graph.outputs.iter().map(|o| ("output", o))) {
+            if !["", "float", "int32", "int64", "int8", "uint8", "bool"].contains(&info.type_name) {
+                bail!(
+                    Unsupported,
+                    "{what} {}: type {} is not computed; convert the model to float32 (float) where it has wider or \
+                     narrower floats",
+                    info.name,
+                    info.type_name
+                );
+            }
+        }
         let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, kept, rest } = graph;
         let rest = match rest {
             Some(bytes) => {

@@ -15,8 +15,7 @@ pub const TESTS: &[(&str, Test)] = &[
 ];
 
 fn conformance(subject: &Subject, name: &str) -> Result<(), Failed> {
-    // An engine of its own: wgpu-core 30.0.1 may panic in `poll` while another thread submits to the same device.
-    let engine = subject.open(|o| o)?;
+    let engine = subject.engine()?;
     let (mut headroom, mut wrong) = (f64::INFINITY, Vec::new());
     // Software adapters take a minute or more for a group; adapters begin at different cases.
     let (first, step) = if is_full() { (0, 1) } else { (subject.label.len() % 5, 5) };

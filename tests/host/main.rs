@@ -18,7 +18,7 @@ mod kernels;
 mod plan;
 #[cfg(feature = "keras")]
 mod keras;
-#[cfg(feature = "onnx")]
+#[cfg(all(feature = "onnx", feature = "safetensors"))]
 mod onnx;
 mod reference;
 #[cfg(feature = "gpu")]

@@ -1,68 +1,10 @@
 //! ONNX models against onnxruntime's numbers and the operator's own node tests; and what hostile files may do.
 
-use std::path::PathBuf;
-
-use safetensors::{Dtype, SafeTensors};
 use wgpu_lstm::onnx::{OnnxCompat, OnnxModel, OnnxOptions, Tensor, TensorData};
 use wgpu_lstm::{DeviceChoice, Engine, EngineOptions, ErrorKind};
 
 use crate::support::data::Rng;
-
-fn folder() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "data", "onnx"].iter().collect()
-}
-
-/// A model with its inputs and the outputs that are expected.
-struct Example {
-    name: String,
-    bytes: Vec<u8>,
-    inputs: Vec<(String, Tensor)>,
-    outputs: Vec<(String, Tensor)>,
-}
-
-fn examples() -> Vec<Example> {
-    let mut examples = Vec::new();
-    for entry in std::fs::read_dir(folder()).expect("tests/data/onnx is part of the repository") {
-        let path = entry.expect("an entry").path();
-        if path.extension().is_none_or(|e| e != "onnx") {
-            continue;
-        }
-        let tensors = std::fs::read(path.with_extension("safetensors")).expect("inputs and outputs beside the model");
-        let file = SafeTensors::deserialize(&tensors).expect("a safetensors file");
-        let mut example = Example {
-            name: path.file_stem().expect("a name").to_string_lossy().into_owned(),
-            bytes: std::fs::read(&path).expect("a readable model"),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        };
-        for (name, view) in file.iter() {
-            let data = match view.dtype() {
-                Dtype::F32 => {
-                    TensorData::F32(view.data().as_chunks().0.iter().map(|w| f32::from_le_bytes(*w)).collect())
-                }
-                Dtype::I32 => {
-                    TensorData::I32(view.data().as_chunks().0.iter().map(|w| i32::from_le_bytes(*w)).collect())
-                }
-                Dtype::I64 => {
-                    TensorData::I64(view.data().as_chunks().0.iter().map(|w| i64::from_le_bytes(*w)).collect())
-                }
-                other => panic!("{name}: {other}"),
-            };
-            let tensor = Tensor::new(view.shape().to_vec(), data).expect("a whole tensor");
-            match name.split_once('.').expect("in.NAME or out.NAME") {
-                ("in", name) => example.inputs.push((name.to_owned(), tensor)),
-                (_, name) => example.outputs.push((name.to_owned(), tensor)),
-            }
-        }
-        examples.push(example);
-    }
-    examples.sort_by(|a, b| a.name.cmp(&b.name));
-    examples
-}
-
-fn example(name: &str) -> Example {
-    examples().into_iter().find(|e| e.name == name).expect(name)
-}
+use crate::support::onnx::{Example, example, examples, floats};
 
 fn engines() -> Vec<Engine> {
     let mut devices = vec![DeviceChoice::Reference];
@@ -76,34 +18,19 @@ fn load(engine: &Engine, bytes: &[u8]) -> wgpu_lstm::Result<OnnxModel> {
     pollster::block_on(OnnxModel::load(engine, bytes, &OnnxOptions::default()))
 }
 
-fn floats(tensor: &Tensor) -> &[f32] {
-    match &tensor.data {
-        TensorData::F32(values) => values,
-        other => panic!("expected floats, found {}", other.type_name()),
-    }
-}
-
 #[test]
 fn every_model_has_the_numbers_of_onnxruntime() {
     let examples = examples();
     assert_eq!(examples.iter().filter(|e| e.name.starts_with("test_lstm_")).count(), 6, "the operator's node tests");
     assert!(examples.len() >= 22, "{} models", examples.len());
     for engine in engines() {
-        for Example { name, bytes, inputs, outputs } in &examples {
-            let model = load(&engine, bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for example in &examples {
+            let Example { name, bytes, inputs, .. } = example;
+            let model = pollster::block_on(OnnxModel::load(&engine, bytes, &example.options())).unwrap_or_else(|e| panic!("{name}: {e}"));
             // Twice: a model is loaded once and runs as often as it is asked to.
             for _ in 0..2 {
                 let found = pollster::block_on(model.run(inputs)).unwrap_or_else(|e| panic!("{name}: {e}"));
-                assert_eq!(found.len(), outputs.len(), "{name}");
-                for (output, tensor) in &found {
-                    let (_, expected) = outputs.iter().find(|(name, _)| name == output).expect(output);
-                    assert_eq!(tensor.shape, expected.shape, "{name}, {output}");
-                    let (found, expected) = (floats(tensor), floats(expected));
-                    assert!(!expected.is_empty() && found.len() == expected.len());
-                    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-                        assert!((f - e).abs() <= 1e-5, "{name}, {output}, element {i}: found {f}, expected {e}");
-                    }
-                }
+                example.check(&found).unwrap_or_else(|e| panic!("{e}"));
             }
         }
     }
@@ -173,15 +100,19 @@ fn weights_of_a_run_are_those_of_its_inputs() {
 
 #[test]
 fn compatibility_with_onnxruntime_changes_what_it_is_about() {
-    // onnxruntime does not clamp where the cell state enters h; no other model here depends on it.
-    let Example { bytes, inputs, .. } = example("everything_gru");
     let engine = &engines()[0];
-    let run = |compat| {
-        let options = OnnxOptions::default().compat(compat);
-        let model = pollster::block_on(OnnxModel::load(engine, &bytes, &options)).unwrap();
-        pollster::block_on(model.run(&inputs)).unwrap()
-    };
-    assert_eq!(run(OnnxCompat::Operator), run(OnnxCompat::Onnxruntime), "a GRU has no h");
+    for name in ["clip_onnxruntime", "defaults_onnxruntime"] {
+        let example = example(name);
+        let run = |compat| {
+            let options = OnnxOptions::default().compat(compat);
+            let model = pollster::block_on(OnnxModel::load(engine, &example.bytes, &options)).unwrap();
+            pollster::block_on(model.run(&example.inputs)).unwrap()
+        };
+        example.check(&run(OnnxCompat::Onnxruntime)).unwrap();
+        let (text, ort) = (run(OnnxCompat::Operator), run(OnnxCompat::Onnxruntime));
+        let largest = floats(&text[0].1).iter().zip(floats(&ort[0].1)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(largest > 1e-3, "{name}: the two differ by {largest}");
+    }
 }
 
 #[test]
@@ -214,13 +145,15 @@ fn wrong_inputs_are_named() {
     assert_eq!(run(&inputs[..1]).kind(), ErrorKind::InvalidInput);
 }
 
-/// Truncated and changed files give an error or a model, in bounded time and memory, and nothing panics.
+/// Truncated and changed files give an error or a model, and nothing panics. A model whose nodes make tensors of sizes
+/// that it computes may ask the runtime for any memory, as docs/onnx.md says; such are loaded here, but not run.
 #[test]
 fn damaged_models_are_refused_or_harmless() {
     let engine = &engines()[0];
     let mut rng = Rng::new(3);
     let (mut refused, mut loaded) = (0, 0);
     for Example { name, bytes, inputs, .. } in examples() {
+        let makes_sizes = [&b"ConstantOfShape"[..], b"Expand"].iter().any(|op| bytes.windows(op.len()).any(|w| w == *op));
         let mut attempt = |bytes: &[u8]| match load(engine, bytes) {
             Err(error) => {
                 assert!(!error.to_string().is_empty() && !error.to_string().contains('\n'), "{name}: {error}");
@@ -228,7 +161,9 @@ fn damaged_models_are_refused_or_harmless() {
             }
             Ok(model) => {
                 // What can be loaded may fail to run, with an error.
-                let _ = pollster::block_on(model.run(&inputs));
+                if !makes_sizes {
+                    let _ = pollster::block_on(model.run(&inputs));
+                }
                 loaded += 1;
             }
         };

@@ -10,5 +10,7 @@ pub mod data;
 pub mod evaluate;
 #[cfg(feature = "safetensors")]
 pub mod goldens;
+#[cfg(all(feature = "onnx", feature = "safetensors"))]
+pub mod onnx;
 pub mod icu4x;
 pub mod tolerance;

@@ -510,4 +510,37 @@ mod tests {
         assert_eq!(array(0.1).into_f32("x").unwrap(), [1.0, 0.1]);
         assert!(Array { shape: vec![1], data: Data::Int(vec![1]) }.into_f32("x").is_err());
     }
+
+    /// Truncated and changed files give arrays or an error, in bounded time and memory.
+    #[test]
+    fn damaged_files_never_panic() {
+        let file = Temporary::new("damaged.npz", &[]);
+        let x: Vec<f32> = (0..60).map(|i| i as f32).collect();
+        let output = |name, shape, values| Output { name, shape, values };
+        let arrays =
+            [output("x", &[4, 5, 3], Values::F32(&x)), output("lengths", &[4], Values::I64(&[5, 2, 0, 1]))];
+        write(&file.0, &arrays).unwrap();
+        let whole = std::fs::read(&file.0).unwrap();
+        let mut state = 7u64;
+        let mut below = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        let (mut refused, mut read) = (0, 0);
+        for n in 0..3000 {
+            let mut bytes = whole.clone();
+            if n % 5 == 0 {
+                bytes.truncate(below(whole.len()));
+            } else {
+                for _ in 0..1 + below(3) {
+                    let at = below(bytes.len());
+                    bytes[at] = below(256) as u8;
+                }
+            }
+            std::fs::write(&file.0, &bytes).unwrap();
+            let result = ArrayFile::open(&file.0, "x").and_then(|mut file| Ok((file.read("x")?, file.read("lengths")?)));
+            if result.is_ok() { read += 1 } else { refused += 1 }
+        }
+        assert!(refused > 800 && read > 100, "{refused} refused, {read} read");
+    }
 }
