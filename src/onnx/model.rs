@@ -97,7 +97,8 @@ impl OnnxModel {
     pub async fn load(engine: &Engine, bytes: &[u8], options: &OnnxOptions) -> Result<Self> {
         let files = ExternalFiles::new(options.external_data.clone());
         let graph = Graph::new(bytes, options.compat)?;
-        for (what, info) in graph.inputs.iter().map(|i| ("input", i)).chain(graph.outputs.iter().map(|o| ("output", o))) {
+        for (what, info) in graph.inputs.iter().map(|i| ("input", i)).chain(graph.outputs.iter().map(|o| ("output", o)))
+        {
             if !["", "float", "int32", "int64", "int8", "uint8", "bool"].contains(&info.type_name) {
                 bail!(
                     Unsupported,

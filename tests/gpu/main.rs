@@ -65,7 +65,8 @@ fn main() {
     let mut trials = vec![presence(&adapters)];
     let mut subjects: Vec<_> = adapters.iter().map(|a| Subject::new(a, LimitsProfile::Adapter)).collect();
     subjects.extend(adapters.first().map(|a| Subject::new(a, LimitsProfile::WebGpuDefaults)));
-    let tests = [bits::TESTS, device_rows::TESTS, robustness::TESTS, parity::TESTS, conformance::TESTS, onnx::TESTS].concat();
+    let tests =
+        [bits::TESTS, device_rows::TESTS, robustness::TESTS, parity::TESTS, conformance::TESTS, onnx::TESTS].concat();
     for subject in &subjects {
         for (name, test) in &tests {
             let (subject, test) = (subject.clone(), *test);

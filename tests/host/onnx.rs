@@ -26,7 +26,8 @@ fn every_model_has_the_numbers_of_onnxruntime() {
     for engine in engines() {
         for example in &examples {
             let Example { name, bytes, inputs, .. } = example;
-            let model = pollster::block_on(OnnxModel::load(&engine, bytes, &example.options())).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let model = pollster::block_on(OnnxModel::load(&engine, bytes, &example.options()))
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
             // Twice: a model is loaded once and runs as often as it is asked to.
             for _ in 0..2 {
                 let found = pollster::block_on(model.run(inputs)).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -153,7 +154,8 @@ fn damaged_models_are_refused_or_harmless() {
     let mut rng = Rng::new(3);
     let (mut refused, mut loaded) = (0, 0);
     for Example { name, bytes, inputs, .. } in examples() {
-        let makes_sizes = [&b"ConstantOfShape"[..], b"Expand"].iter().any(|op| bytes.windows(op.len()).any(|w| w == *op));
+        let makes_sizes =
+            [&b"ConstantOfShape"[..], b"Expand"].iter().any(|op| bytes.windows(op.len()).any(|w| w == *op));
         let mut attempt = |bytes: &[u8]| match load(engine, bytes) {
             Err(error) => {
                 assert!(!error.to_string().is_empty() && !error.to_string().contains('\n'), "{name}: {error}");

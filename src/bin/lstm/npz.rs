@@ -517,8 +517,7 @@ mod tests {
         let file = Temporary::new("damaged.npz", &[]);
         let x: Vec<f32> = (0..60).map(|i| i as f32).collect();
         let output = |name, shape, values| Output { name, shape, values };
-        let arrays =
-            [output("x", &[4, 5, 3], Values::F32(&x)), output("lengths", &[4], Values::I64(&[5, 2, 0, 1]))];
+        let arrays = [output("x", &[4, 5, 3], Values::F32(&x)), output("lengths", &[4], Values::I64(&[5, 2, 0, 1]))];
         write(&file.0, &arrays).unwrap();
         let whole = std::fs::read(&file.0).unwrap();
         let mut state = 7u64;
@@ -538,7 +537,8 @@ mod tests {
                 }
             }
             std::fs::write(&file.0, &bytes).unwrap();
-            let result = ArrayFile::open(&file.0, "x").and_then(|mut file| Ok((file.read("x")?, file.read("lengths")?)));
+            let result =
+                ArrayFile::open(&file.0, "x").and_then(|mut file| Ok((file.read("x")?, file.read("lengths")?)));
             if result.is_ok() { read += 1 } else { refused += 1 }
         }
         assert!(refused > 800 && read > 100, "{refused} refused, {read} read");
