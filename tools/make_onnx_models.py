@@ -197,7 +197,8 @@ def two_in_parallel():
     top = m.node("Add", [m.node("Mul", ys), before])
     (w, r, _), _ = m.weights("RNN", 1, 4, 3, bias=False)
     m.node("RNN", [top, w, r], ["", "top_h"], hidden_size=3)
-    m.node("Sub", [top, before], ["difference"])
+    # A node may have the name of a value.
+    m.node("Sub", [top, before], ["difference"], name="x")
     model = m.model([("x", F, ["t", "n", 4])], [("top_h", F, None), ("difference", F, None)])
     return model, {"x": m.values(6, 3, 4, scale=1)}
 

@@ -7,6 +7,7 @@
 //! rten checks what a model promises, but not all of it before it indexes; a panic inside it is caught here and becomes
 //! an error, since the model is the caller's input.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rten::{Model, ModelOptions, NodeId, Value, ValueOrView, ValueView};
@@ -18,6 +19,8 @@ use crate::error::{Error, ErrorKind, Result, bail};
 /// See the module.
 pub(super) struct Rest {
     model: Model,
+    /// Inputs and outputs of the runtime's graph. Not by its own look-up, which mixes up values and nodes of one name.
+    ids: HashMap<String, NodeId>,
 }
 
 impl Rest {
@@ -39,7 +42,9 @@ impl Rest {
         }
         let model = contained("loading", || options.load(bytes))?
             .map_err(|e| Error::new(ErrorKind::Unsupported, format!("around the recurrent nodes: {e}")))?;
-        Ok(Self { model })
+        let named = |&id: &NodeId| Some((model.node_info(id)?.name()?.to_owned(), id));
+        let ids = model.input_ids().iter().chain(model.output_ids()).filter_map(named).collect();
+        Ok(Self { model, ids })
     }
 
     /// Evaluates the values `wanted` from `known` ones.
@@ -51,14 +56,14 @@ impl Rest {
         let mut inputs: Vec<(NodeId, ValueOrView<'_>)> = Vec::new();
         for (name, tensor) in known {
             // A value that the runtime has no use for may have been left out by it.
-            if let Some(id) = self.model.find_node(name) {
+            if let Some(&id) = self.ids.get(name) {
                 inputs.push((id, to_value(name, tensor)?));
             }
         }
         let mut ids = Vec::with_capacity(wanted.len());
         for name in wanted {
-            match self.model.find_node(name) {
-                Some(id) => ids.push(id),
+            match self.ids.get(name) {
+                Some(&id) => ids.push(id),
                 None => bail!(Unsupported, "{name}: the runtime around the recurrent nodes does not make this value"),
             }
         }
