@@ -1,6 +1,6 @@
 // functions: the activations besides sigmoid and tanh, by ONNX's names; alpha and beta are overrides of the pipeline.
 //
-// Absolute error: at most 16 · 2^-24 of the larger of 1 and the result, docs/numerics.md, "activations".
+// Absolute error: at most 16 · 2^-24 of the larger of 1 (for elu |alpha|) and the result, docs/numerics.md, "activations".
 
 fn leaky_relu(x: f32, alpha: f32) -> f32 {
     return select(x, alpha * x, x < 0.0);

@@ -26,7 +26,9 @@ pub(super) struct Graph<'a> {
     /// For each stage, the values of it that a later one, a recurrent node or the caller needs, and that are not
     /// outputs of recurrent nodes.
     pub(super) evaluated: Vec<Vec<String>>,
-    /// Values that do not depend on the graph's inputs; initialisers are not among them.
+    /// Those of them that are read by the rest of the model in a later stage, or returned.
+    pub(super) reused: HashSet<String>,
+    /// Values that are the same in every run.
     pub(super) constants: HashSet<String>,
     pub(super) initializers: HashMap<String, StoredTensor<'a>>,
     /// Initialisers that the rest of the model reads.
@@ -99,6 +101,7 @@ impl<'a> Graph<'a> {
 
         // What each stage must hand on.
         let mut wanted: BTreeSet<(usize, &str)> = BTreeSet::new();
+        let mut reused = HashSet::new();
         for node in &nodes {
             let own = match node.operator {
                 Some(_) => usize::MAX,
@@ -107,11 +110,15 @@ impl<'a> Graph<'a> {
             for name in node.reads().filter(|name| made_by_others.contains(name)) {
                 if stages[name].stage < own {
                     wanted.insert((stages[name].stage, name));
+                    if node.operator.is_none() {
+                        reused.insert(name.to_owned());
+                    }
                 }
             }
         }
         for name in outputs.iter().map(|o| o.name.as_str()).filter(|name| made_by_others.contains(name)) {
             wanted.insert((stages[name].stage, name));
+            reused.insert(name.to_owned());
         }
         let last = wanted.last().map_or(0, |(stage, _)| *stage).max(recurrent.last().map_or(0, |(stage, _)| *stage));
         let mut evaluated = vec![Vec::new(); last + 1];
@@ -120,8 +127,8 @@ impl<'a> Graph<'a> {
         }
 
         let rest = (others().next().is_some()).then(|| {
-            let dropped = |name: &str| initializers.contains_key(name) && !kept.contains(name);
-            rest_of_model(&model, &fields, &nodes, &of_recurrent, &dropped, &evaluated)
+            let read: HashSet<&str> = others().flat_map(Node::reads).collect();
+            rest_of_model(&model, &fields, &nodes, &of_recurrent, &read, &evaluated)
         });
         let constants = stages.iter().filter(|(_, s)| s.constant).map(|(name, _)| (*name).to_owned()).collect();
         Ok(Self {
@@ -130,6 +137,7 @@ impl<'a> Graph<'a> {
             outputs,
             recurrent,
             evaluated,
+            reused,
             constants,
             kept,
             rest: rest.transpose()?,
@@ -264,8 +272,9 @@ fn stages<'a>(
         if node.operator.is_some() {
             value.stage += 1;
         }
-        // What is drawn at random is another in each run.
-        value.constant &= !node.head.op_type.starts_with("Random") && node.head.op_type != "Bernoulli";
+        // What is drawn at random is another in each run, and so may be what a subgraph makes.
+        let draws = ["Bernoulli", "Multinomial", "Dropout"].contains(&node.head.op_type.as_str());
+        value.constant &= !draws && !node.head.op_type.starts_with("Random") && node.captured.is_empty();
         for name in node.makes() {
             if values.insert(name, value).is_some() {
                 bail!(InvalidFile, "node {:?} ({}): {name:?} is made twice", node.head.name, node.head.op_type);
@@ -285,7 +294,7 @@ fn rest_of_model(
     graph: &[Field<'_>],
     nodes: &[Node<'_>],
     of_recurrent: &HashSet<&str>,
-    dropped: &dyn Fn(&str) -> bool,
+    read: &HashSet<&str>,
     evaluated: &[Vec<String>],
 ) -> Result<Vec<u8>> {
     let recurrent: HashSet<*const u8> = nodes.iter().filter(|n| n.operator.is_some()).map(|n| n.raw.as_ptr()).collect();
@@ -293,12 +302,9 @@ fn rest_of_model(
     for part in graph {
         let keep = match part.number {
             field::GRAPH_NODE => !recurrent.contains(&part.raw.as_ptr()),
-            field::GRAPH_INITIALIZER => !dropped(&StoredTensor::decode(part.value)?.head.name),
-            field::GRAPH_INPUT => !dropped(&ValueInfo::decode(part.value)?.name),
-            field::GRAPH_VALUE_INFO => {
-                let name = ValueInfo::decode(part.value)?.name;
-                !dropped(&name) && !of_recurrent.contains(name.as_str())
-            }
+            field::GRAPH_INITIALIZER => read.contains(StoredTensor::decode(part.value)?.head.name.as_str()),
+            field::GRAPH_INPUT => read.contains(ValueInfo::decode(part.value)?.name.as_str()),
+            field::GRAPH_VALUE_INFO => !of_recurrent.contains(ValueInfo::decode(part.value)?.name.as_str()),
             field::GRAPH_OUTPUT => false,
             _ => true,
         };
@@ -311,7 +317,7 @@ fn rest_of_model(
         wire::push(&mut rest, number, &prost::Message::encode_to_vec(&info));
     };
     // Sorted, so that the same model always gives the same bytes.
-    for name in of_recurrent.iter().collect::<BTreeSet<_>>() {
+    for name in of_recurrent.intersection(read).collect::<BTreeSet<_>>() {
         let float = proto::TensorTypeProto { elem_type: 1, shape: None };
         add(field::GRAPH_INPUT, info(name, Some(proto::TypeProto { tensor_type: Some(float) })));
     }

@@ -1,6 +1,6 @@
 //! A loaded model: stage after stage, the runtime around the recurrent nodes, then the nodes of the stage.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -109,7 +109,9 @@ impl OnnxModel {
                 );
             }
         }
-        let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, kept, rest } = graph;
+        let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, kept, reused, rest } =
+            graph;
+        let mut evaluated = evaluated;
         let rest = match rest {
             Some(bytes) => {
                 let read = kept.iter().map(|name| &initializers[name]);
@@ -121,6 +123,7 @@ impl OnnxModel {
         // What recurrent nodes read of constants: initialisers, and values that follow from them.
         let mut known: HashMap<String, Tensor> = HashMap::new();
         let read_by_nodes = recurrent.iter().flat_map(|(_, node)| node.inputs.iter()).filter(|n| !n.is_empty());
+        let of_first_stage: HashSet<&String> = evaluated[0].iter().collect();
         let direct_outputs = outputs.iter().map(|o| &o.name).filter(|name| initializers.contains_key(*name));
         for name in read_by_nodes.chain(direct_outputs) {
             if known.contains_key(name) {
@@ -129,16 +132,20 @@ impl OnnxModel {
             if let Some(tensor) = initializers.get(name) {
                 known.insert(name.clone(), constant(tensor, &files)?);
             } else if let (true, Some(rest)) = (constants.contains(name), &rest)
-                && evaluated[0].contains(name)
+                && of_first_stage.contains(name)
             {
                 let value = rest.evaluate(std::iter::empty(), std::slice::from_ref(name))?.remove(0);
                 known.insert(name.clone(), value);
             }
         }
-        let mut nodes = Vec::with_capacity(recurrent.len());
+        let mut nodes: Vec<Node> = Vec::with_capacity(recurrent.len());
         for (stage, node) in recurrent {
             let is_known = |index: usize| node.input(index).is_none_or(|name| known.contains_key(name));
-            let model = if RecurrentNode::WEIGHTS.into_iter().all(is_known) {
+            // One cell may stand in a graph many times.
+            let twin = nodes.iter().find(|other| other.model.is_some() && node.has_weights_of(&other.node));
+            let model = if let Some(twin) = twin {
+                twin.model.clone()
+            } else if RecurrentNode::WEIGHTS.into_iter().all(is_known) {
                 let tensors = RecurrentNode::WEIGHTS.map(|index| node.input(index).map(|name| &known[name]));
                 let weights = node.weights(tensors)?;
                 Some(engine.load(&weights).await.map_err(|e| e.context(node.name()))?)
@@ -148,7 +155,7 @@ impl OnnxModel {
             nodes.push(Node { stage, node, model, made: Mutex::new(None) });
         }
         // The weights of loaded nodes lie on the device now.
-        let still_read: Vec<String> = nodes
+        let still_read: HashSet<String> = nodes
             .iter()
             .flat_map(|n| {
                 let needs_weights = n.model.is_none();
@@ -158,6 +165,7 @@ impl OnnxModel {
             .chain(outputs.iter().map(|o| &o.name))
             .cloned()
             .collect();
+        evaluated[0].retain(|name| !known.contains_key(name) || still_read.contains(name) || reused.contains(name));
         known.retain(|name, _| still_read.contains(name));
         Ok(Self { engine: engine.clone(), inputs, outputs, nodes, num_others, evaluated, constants: known, rest })
     }
@@ -263,7 +271,7 @@ impl OnnxModel {
 /// An initialiser: floats of any width as f32, integers as they are stored.
 fn constant(tensor: &super::tensor::StoredTensor<'_>, files: &ExternalFiles) -> Result<Tensor> {
     match tensor.head.data_type {
-        6 | 7 => tensor.integers(),
+        2 | 3 | 6 | 7 | 9 => tensor.integers(files),
         _ => tensor.floats(files),
     }
 }

@@ -160,6 +160,13 @@ impl RecurrentNode {
     /// Positions of the inputs that are weights: W, R, B and P.
     pub(super) const WEIGHTS: [usize; 4] = [1, 2, 3, 7];
 
+    /// Whether the same model serves both nodes.
+    pub(super) fn has_weights_of(&self, other: &Self) -> bool {
+        let same = Self::WEIGHTS.into_iter().all(|index| self.input(index) == other.input(index));
+        same && self.operator == other.operator
+            && (self.direction, self.hidden_size, self.cell) == (other.direction, other.hidden_size, other.cell)
+    }
+
     /// The model of this node from W, R, B and P, each in ONNX's shape and order.
     pub(super) fn weights(&self, tensors: [Option<&Tensor>; 4]) -> Result<LstmWeights> {
         self.assemble(tensors).map_err(|e| e.context(&self.name))
@@ -185,7 +192,7 @@ impl RecurrentNode {
         {
             bail!(InvalidWeights, "hidden_size: expected that of R {:?} = {hidden_size}, found {wanted}", r.shape);
         }
-        if hidden_size == 0 || rows != gates.len() * hidden_size || w_rows != rows {
+        if rows == 0 || hidden_size.checked_mul(gates.len()) != Some(rows) || w_rows != rows {
             bail!(
                 InvalidWeights,
                 "W and R: expected {}·hidden_size rows of both, with hidden_size = {hidden_size} columns of R; found {:?} \
@@ -262,12 +269,18 @@ impl Attributes {
             input_forget: false,
             linear_before_reset: false,
         };
-        for attribute in list {
+        for (n, attribute) in list.iter().enumerate() {
             let name = attribute.name.as_str();
+            if list[..n].iter().any(|other| other.name == name) {
+                bail!(InvalidFile, "{name}: expected once, found twice");
+            }
             if !attribute.ref_attr_name.is_empty() {
                 bail!(Unsupported, "{name}: expected a value, found a reference to an attribute of a function");
             }
-            let integer = || attribute.i.ok_or_else(|| wrong_type(name, "an integer"));
+            let expect = |kind: i32, what: &str| if attribute.is(kind) { Ok(()) } else { Err(wrong_type(name, what)) };
+            // A writer may leave out a number that is zero.
+            let integer = || expect(AttributeProto::INT, "an integer").map(|()| attribute.i.unwrap_or(0));
+            let floats = || expect(AttributeProto::FLOATS, "a list of floats").map(|()| attribute.floats.clone());
             let flag = || match integer()? {
                 0 => Ok(false),
                 1 => Ok(true),
@@ -275,7 +288,8 @@ impl Attributes {
             };
             match (name, operator) {
                 ("direction", _) => {
-                    let text = attribute.s.as_ref().ok_or_else(|| wrong_type(name, "a string"))?;
+                    expect(AttributeProto::STRING, "a string")?;
+                    let text = attribute.s.as_deref().unwrap_or_default();
                     read.direction = String::from_utf8_lossy(text).to_ascii_lowercase();
                 }
                 ("layout", _) => read.layout = integer()?,
@@ -284,12 +298,16 @@ impl Attributes {
                     _ => bail!(InvalidFile, "hidden_size: expected at least 1, found {}", integer()?),
                 },
                 ("activations", _) => {
+                    expect(AttributeProto::STRINGS, "a list of strings")?;
                     read.activations =
                         attribute.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect();
                 }
-                ("activation_alpha", _) => read.alpha.clone_from(&attribute.floats),
-                ("activation_beta", _) => read.beta.clone_from(&attribute.floats),
-                ("clip", _) => read.clip = Some(attribute.f.ok_or_else(|| wrong_type(name, "a float"))?),
+                ("activation_alpha", _) => read.alpha = floats()?,
+                ("activation_beta", _) => read.beta = floats()?,
+                ("clip", _) => {
+                    expect(AttributeProto::FLOAT, "a float")?;
+                    read.clip = Some(attribute.f.unwrap_or(0.0));
+                }
                 ("input_forget", Operator::Lstm) => read.input_forget = flag()?,
                 ("linear_before_reset", Operator::Gru) => read.linear_before_reset = flag()?,
                 // Version 1 only: whether Y may be asked for. Whether it is, the outputs say.
@@ -344,7 +362,7 @@ impl Attributes {
                 "activations: expected {} for each of {directions} directions, found {}: {}",
                 defaults.len(),
                 names.len(),
-                names.join(", ")
+                names[..names.len().min(6)].join(", ")
             );
         }
         let (mut alpha, mut beta) = (self.alpha.iter().copied(), self.beta.iter().copied());
@@ -493,10 +511,27 @@ mod tests {
         assert_eq!((read.input(3), read.output(0), read.output(1)), (None, None, Some("y_h")));
         let gru = node(Operator::Gru, vec![integer("linear_before_reset", 1), integer("hidden_size", 4)]).unwrap();
         assert!(matches!(gru.cell, CellSpec::Gru(GruCell { linear_before_reset: true, .. })));
+        // Writers of proto3 leave out zeros.
+        let zero = AttributeProto { r#type: AttributeProto::INT, ..attribute("linear_before_reset") };
+        let gru = node(Operator::Gru, vec![zero]).unwrap();
+        assert!(matches!(gru.cell, CellSpec::Gru(GruCell { linear_before_reset: false, .. })));
+        let twice = node(Operator::Gru, vec![integer("layout", 1), integer("layout", 0)]).unwrap_err().to_string();
+        assert!(twice.contains("layout: expected once, found twice"), "{twice}");
         assert!(matches!(
             node(Operator::Gru, vec![]).unwrap().cell,
             CellSpec::Gru(GruCell { linear_before_reset: false, .. })
         ));
+    }
+
+    /// Sizes that no product can hold, of tensors without an element.
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let node = node(Operator::Lstm, vec![]).unwrap();
+        for hidden in [1usize << 62, usize::MAX / 3, usize::MAX] {
+            let [w, r] = [vec![1, 0, 3], vec![1, 0, hidden]].map(|shape| Tensor::floats(shape, vec![]).unwrap());
+            let error = node.weights([Some(&w), Some(&r), None, None]).unwrap_err().to_string();
+            assert!(error.contains("rows of both"), "{error}");
+        }
     }
 
     #[test]
@@ -536,6 +571,15 @@ mod tests {
             (message(Operator::Gru, integer("input_forget", 1)), "attribute \"input_forget\": not one of GRU"),
             (message(Operator::Lstm, integer("window", 1)), "attribute \"window\": not one of LSTM"),
             (message(Operator::Lstm, text("clip", "x")), "clip: expected a float"),
+            (message(Operator::Lstm, text("activations", "Relu")), "activations: expected a list of strings"),
+            (
+                message(Operator::Rnn, AttributeProto { f: Some(0.3), ..attribute("activation_alpha") }),
+                "activation_alpha: expected a list of floats",
+            ),
+            (
+                message(Operator::Lstm, AttributeProto { r#type: 6, ..integer("layout", 1) }),
+                "layout: expected an integer",
+            ),
             (message(Operator::Lstm, integer("hidden_size", 0)), "hidden_size: expected at least 1"),
             (message(Operator::Lstm, names(&["Sigmoid", "Tanh"])), "activations: expected 3 for each of 1 directions"),
             (message(Operator::Rnn, names(&["Gelu"])), "activation \"Gelu\": expected one of Sigmoid"),
@@ -556,6 +600,7 @@ mod tests {
             (weights(&[1, 8, 5], &[1, 8, 2], None), "hidden_size: expected that of R [1, 8, 2] = 2, found 3"),
             (weights(&[1, 8, 5], &[1, 12, 3], None), "expected 4·hidden_size rows of both"),
             (weights(&[1, 12, 5], &[1, 12, 3], Some(&[1, 12])), "B: expected shape [1, 24], found [1, 12]"),
+            (weights(&[1, 0, 3], &[1, 0, 3], None), "expected 4·hidden_size rows of both"),
         ] {
             assert!(found.contains(needle), "{found}");
         }

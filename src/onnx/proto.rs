@@ -3,7 +3,6 @@
 
 use prost::Message;
 
-use super::wire;
 use crate::error::{Error, ErrorKind, Result, bail};
 
 /// Numbers of the fields of `ModelProto` and `GraphProto`.
@@ -55,8 +54,32 @@ pub(super) struct AttributeProto {
     pub(super) ints: Vec<i64>,
     #[prost(bytes = "vec", repeated, tag = "9")]
     pub(super) strings: Vec<Vec<u8>>,
+    #[prost(int32, tag = "20")]
+    pub(super) r#type: i32,
     #[prost(string, tag = "21")]
     pub(super) ref_attr_name: String,
+}
+
+impl AttributeProto {
+    pub(super) const FLOAT: i32 = 1;
+    pub(super) const INT: i32 = 2;
+    pub(super) const STRING: i32 = 3;
+    pub(super) const FLOATS: i32 = 6;
+    pub(super) const STRINGS: i32 = 8;
+
+    /// Whether the attribute is of this type; a file that does not tell has a value of it and of no other.
+    pub(super) fn is(&self, kind: i32) -> bool {
+        let has = [
+            (Self::FLOAT, self.f.is_some()),
+            (Self::INT, self.i.is_some()),
+            (Self::STRING, self.s.is_some()),
+            (Self::FLOATS, !self.floats.is_empty()),
+            (7, !self.ints.is_empty()),
+            (Self::STRINGS, !self.strings.is_empty()),
+        ];
+        let no_other = has.iter().all(|(of, has)| *of == kind || !has);
+        no_other && (self.r#type == kind || self.r#type == 0)
+    }
 }
 
 /// A tensor without its content, which stays in the file's bytes; see `tensor.rs`.
@@ -126,13 +149,12 @@ pub(super) struct DimensionProto {
     pub(super) dim_param: Option<String>,
 }
 
-/// Decodes a small message. A hostile one of many empty parts would take far more memory than it has bytes, so the
-/// number of its fields is limited.
+/// Decodes a small message. A hostile one of many empty parts, at whatever depth, would take far more memory than it has
+/// bytes, so its size is limited: names, shapes and attributes are never this large.
 pub(super) fn decode<M: Message + Default>(what: &str, bytes: &[u8]) -> Result<M> {
-    const MOST_FIELDS: usize = 1 << 16;
-    let count = wire::fields(what, bytes)?.len();
-    if count > MOST_FIELDS {
-        bail!(InvalidFile, "{what}: expected at most {MOST_FIELDS} fields, found {count}");
+    const MOST_BYTES: usize = 1 << 20;
+    if bytes.len() > MOST_BYTES {
+        bail!(InvalidFile, "{what}: expected at most {MOST_BYTES} bytes of names and shapes, found {}", bytes.len());
     }
     M::decode(bytes).map_err(|e| Error::new(ErrorKind::InvalidFile, format!("{what}: not a valid message: {e}")))
 }

@@ -146,6 +146,17 @@ impl ValueInfo {
 
     /// Checks a tensor that a caller gives for this input, and its type.
     pub(super) fn check(&self, tensor: &Tensor) -> Result<()> {
+        // The fields are the caller's to set, so what `Tensor::new` promises has to be seen again.
+        let elements = tensor.shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
+        if elements != Some(tensor.data.len()) {
+            bail!(
+                InvalidInput,
+                "input {}: expected the elements of shape {:?}, found {}",
+                self.name,
+                tensor.shape,
+                tensor.data.len()
+            );
+        }
         let found = tensor.data.type_name();
         // Integers and truth values are one type to the runtime, so either is taken for the other.
         let class = |name: &str| match name {
@@ -233,7 +244,7 @@ impl<'a> StoredTensor<'a> {
         let shape: Option<Vec<usize>> = self.head.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
         let elements = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
         let (Some(shape), Some(elements)) = (shape, elements) else {
-            bail!(InvalidFile, "{name}: expected sizes of axes, found {:?}", self.head.dims);
+            bail!(InvalidFile, "{name}: expected sizes of axes whose product fits, found others");
         };
         let width = match self.head.data_type {
             1 => 4,
@@ -283,22 +294,35 @@ impl<'a> StoredTensor<'a> {
 }
 
 impl StoredTensor<'_> {
-    /// Shape and values of int32 or int64; only what is stored in the file itself.
+    /// Shape and values of a type of integers, or bool.
     ///
     /// # Errors
     /// [`InvalidFile`](ErrorKind::InvalidFile) if the content is not of the size that the shape asks for.
-    pub(super) fn integers(&self) -> Result<Tensor> {
+    pub(super) fn integers(&self, files: &ExternalFiles) -> Result<Tensor> {
         const INT64_DATA: u64 = 7;
         let name = format!("initializer {}", self.head.name);
-        let wide = self.head.data_type == 7;
+        let width = match self.head.data_type {
+            7 => 8,
+            6 => 4,
+            _ => 1,
+        };
         let shape: Option<Vec<usize>> = self.head.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
+        let elements = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
+        let words = |bytes: &[u8]| -> Vec<i64> {
+            match width {
+                8 => bytes.as_chunks().0.iter().map(|w| i64::from_le_bytes(*w)).collect(),
+                4 => bytes.as_chunks().0.iter().map(|w| i32::from_le_bytes(*w).into()).collect(),
+                _ if self.head.data_type == 3 => bytes.iter().map(|&b| i64::from(b as i8)).collect(),
+                _ => bytes.iter().map(|&b| b.into()).collect(),
+            }
+        };
         let mut values: Vec<i64> = Vec::new();
+        if let (Some(_), Some(size_bytes)) = (self.external(), elements.and_then(|n| n.checked_mul(width))) {
+            values = words(&files.read(&name, &self.head, size_bytes)?);
+        }
         for field in wire::fields(&name, self.message)? {
             match field.number {
-                RAW_DATA if wide => values.extend(field.value.as_chunks().0.iter().map(|w| i64::from_le_bytes(*w))),
-                RAW_DATA => {
-                    values.extend(field.value.as_chunks().0.iter().map(|w| i64::from(i32::from_le_bytes(*w))));
-                }
+                RAW_DATA => values.extend(words(field.value)),
                 INT64_DATA | INT32_DATA => {
                     let mut rest = field.value;
                     while let Some(value) = wire::varint(&mut rest) {
@@ -308,16 +332,21 @@ impl StoredTensor<'_> {
                 _ => {}
             }
         }
-        let expected = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
-        match shape {
-            Some(shape) if expected == Some(values.len()) => Tensor::new(shape, TensorData::I64(values)),
-            _ => bail!(
+        let (Some(shape), true) = (shape, elements == Some(values.len())) else {
+            bail!(
                 InvalidFile,
-                "{name}: expected the elements of shape {:?}, found {}",
-                self.head.dims,
+                "{name}: expected {} elements, found {}",
+                elements.map_or("a possible number of".to_owned(), |n| n.to_string()),
                 values.len()
-            ),
-        }
+            );
+        };
+        let data = match self.head.data_type {
+            2 => TensorData::U8(values.iter().map(|&v| v as u8).collect()),
+            3 => TensorData::I8(values.iter().map(|&v| v as i8).collect()),
+            9 => TensorData::Bool(values.iter().map(|&v| v != 0).collect()),
+            _ => TensorData::I64(values),
+        };
+        Tensor::new(shape, data)
     }
 }
 

@@ -17,8 +17,8 @@ pub const TESTS: &[(&str, Test)] = &[
 fn conformance(subject: &Subject, name: &str) -> Result<(), Failed> {
     let engine = subject.engine()?;
     let (mut headroom, mut wrong) = (f64::INFINITY, Vec::new());
-    // Software adapters take a minute or more for a group; adapters begin at different cases.
-    let (first, step) = if is_full() { (0, 1) } else { (subject.label.len() % 5, 5) };
+    // All on each adapter; the second profile of an adapter has the same numbers to give, and takes every fifth.
+    let (first, step) = if is_full() || !subject.label.contains('+') { (0, 1) } else { (3, 5) };
     let cases: Vec<_> = group(name).into_iter().skip(first).step_by(step).collect();
     for case in &cases {
         let found = engine.load_blocking(&case.weights).and_then(|lstm| lstm.run_blocking(&case.batch()));
