@@ -317,6 +317,35 @@ def departures(kind):
     return model, {n: m.values(*shape, scale=1) for n, _, shape in declared}
 
 
+def external():
+    """Weights in a file beside the model, once as it should be, and once with a location outside of the folder."""
+    folder = OUT / "external"
+    folder.mkdir(exist_ok=True)
+    m = Maker(34)
+    (w, r, b), _ = m.weights("LSTM", 1, 3, 4)
+    m.node("LSTM", ["x", w, r, b], ["lstm_y"], hidden_size=4)
+    y = m.node("Squeeze", ["lstm_y", m.const(np.array([1], np.int64))])
+    m.node("MatMul", [y, m.const(m.values(4, 2))], ["y"])
+    model = m.model([("x", F, ["t", "n", 3])], [("y", F, None)])
+    feeds = {"x": m.values(5, 2, 3, scale=1)}
+    expected = run(model, feeds)
+    data = b""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == F:
+            entry = {"location": "weights.bin", "offset": str(len(data)), "length": str(len(tensor.raw_data))}
+            data += tensor.raw_data
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in entry.items():
+                tensor.external_data.add(key=key, value=value)
+    (folder / "weights.bin").write_bytes(data)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    tensors = {"in.x": feeds["x"], "out.y": np.ascontiguousarray(expected["y"])}
+    save_file(tensors, folder / "model.safetensors")
+    model.graph.initializer[0].external_data[0].value = "../external/weights.bin"
+    (folder / "outside.onnx").write_bytes(model.SerializeToString())
+
+
 def node_tests():
     for test in sorted(collect_testcases("LSTM"), key=lambda t: t.name):
         if test.name.startswith("test_lstm_") and "expanded" not in test.name:
@@ -343,6 +372,7 @@ def main():
     # The names tell which compatibility their numbers are for.
     for kind in ("clip", "defaults"):
         write(f"{kind}_onnxruntime", *departures(kind))
+    external()
     write("decomposed", *decomposed())
     write("lengths_int64", *wide_integers())
     write("float16_weights", *half_weights())

@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::node::{OnnxCompat, Operator, RecurrentNode};
 use super::proto::{self, NodeProto, OperatorSetIdProto, field};
-use super::tensor::{StoredTensor, ValueInfo};
+use super::tensor::{ExternalFiles, StoredTensor, ValueInfo};
 use super::wire::{self, Field};
 use crate::error::{Result, bail};
 
@@ -31,8 +31,6 @@ pub(super) struct Graph<'a> {
     /// Values that are the same in every run.
     pub(super) constants: HashSet<String>,
     pub(super) initializers: HashMap<String, StoredTensor<'a>>,
-    /// Initialisers that the rest of the model reads.
-    pub(super) kept: HashSet<String>,
     /// The model without its recurrent nodes, which it has as inputs instead; `None` if nothing is left.
     pub(super) rest: Option<Vec<u8>>,
 }
@@ -57,7 +55,7 @@ impl Node<'_> {
 }
 
 impl<'a> Graph<'a> {
-    pub(super) fn new(bytes: &'a [u8], compat: OnnxCompat) -> Result<Self> {
+    pub(super) fn new(bytes: &'a [u8], compat: OnnxCompat, files: &ExternalFiles) -> Result<Self> {
         let model = wire::fields("model", bytes)?;
         let mut graphs = model.iter().filter(|f| f.number == field::MODEL_GRAPH && f.has_length);
         let (Some(graph), None) = (graphs.next(), graphs.next()) else {
@@ -96,8 +94,6 @@ impl<'a> Graph<'a> {
         let of_recurrent: HashSet<&str> = nodes.iter().filter(|n| n.operator.is_some()).flat_map(Node::makes).collect();
         let others = || nodes.iter().filter(|n| n.operator.is_none());
         let made_by_others: HashSet<&str> = others().flat_map(Node::makes).collect();
-        let kept: HashSet<String> =
-            others().flat_map(Node::reads).filter(|n| initializers.contains_key(*n)).map(str::to_owned).collect();
 
         // What each stage must hand on.
         let mut wanted: BTreeSet<(usize, &str)> = BTreeSet::new();
@@ -128,7 +124,7 @@ impl<'a> Graph<'a> {
 
         let rest = (others().next().is_some()).then(|| {
             let read: HashSet<&str> = others().flat_map(Node::reads).collect();
-            rest_of_model(&model, &fields, &nodes, &of_recurrent, &read, &evaluated)
+            rest_of_model(&model, &fields, &nodes, &of_recurrent, &read, &evaluated, files)
         });
         let constants = stages.iter().filter(|(_, s)| s.constant).map(|(name, _)| (*name).to_owned()).collect();
         Ok(Self {
@@ -139,7 +135,6 @@ impl<'a> Graph<'a> {
             evaluated,
             reused,
             constants,
-            kept,
             rest: rest.transpose()?,
             initializers,
         })
@@ -296,13 +291,21 @@ fn rest_of_model(
     of_recurrent: &HashSet<&str>,
     read: &HashSet<&str>,
     evaluated: &[Vec<String>],
+    files: &ExternalFiles,
 ) -> Result<Vec<u8>> {
     let recurrent: HashSet<*const u8> = nodes.iter().filter(|n| n.operator.is_some()).map(|n| n.raw.as_ptr()).collect();
     let mut rest = Vec::new();
     for part in graph {
         let keep = match part.number {
             field::GRAPH_NODE => !recurrent.contains(&part.raw.as_ptr()),
-            field::GRAPH_INITIALIZER => read.contains(StoredTensor::decode(part.value)?.head.name.as_str()),
+            field::GRAPH_INITIALIZER => {
+                let tensor = StoredTensor::decode(part.value)?;
+                let is_read = read.contains(tensor.head.name.as_str());
+                if is_read && tensor.external().is_some() {
+                    wire::push(&mut rest, field::GRAPH_INITIALIZER, &tensor.inlined(files)?);
+                }
+                is_read && tensor.external().is_none()
+            }
             field::GRAPH_INPUT => read.contains(ValueInfo::decode(part.value)?.name.as_str()),
             field::GRAPH_VALUE_INFO => !of_recurrent.contains(ValueInfo::decode(part.value)?.name.as_str()),
             field::GRAPH_OUTPUT => false,

@@ -96,7 +96,7 @@ impl OnnxModel {
     /// computed; [`InvalidWeights`](ErrorKind::InvalidWeights) with the node; as [`Engine::load`].
     pub async fn load(engine: &Engine, bytes: &[u8], options: &OnnxOptions) -> Result<Self> {
         let files = ExternalFiles::new(options.external_data.clone());
-        let graph = Graph::new(bytes, options.compat)?;
+        let graph = Graph::new(bytes, options.compat, &files)?;
         for (what, info) in graph.inputs.iter().map(|i| ("input", i)).chain(graph.outputs.iter().map(|o| ("output", o)))
         {
             if !["", "float", "int32", "int64", "int8", "uint8", "bool"].contains(&info.type_name) {
@@ -109,16 +109,9 @@ impl OnnxModel {
                 );
             }
         }
-        let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, kept, reused, rest } =
-            graph;
+        let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, reused, rest } = graph;
         let mut evaluated = evaluated;
-        let rest = match rest {
-            Some(bytes) => {
-                let read = kept.iter().map(|name| &initializers[name]);
-                Some(Rest::load(bytes, read, &files)?)
-            }
-            None => None,
-        };
+        let rest = rest.map(Rest::load).transpose()?;
 
         // What recurrent nodes read of constants: initialisers, and values that follow from them.
         let mut known: HashMap<String, Tensor> = HashMap::new();

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rten::{Model, ModelOptions, NodeId, Value, ValueOrView, ValueView};
 use rten_tensor::AsView;
 
-use super::tensor::{ExternalFiles, StoredTensor, Tensor, TensorData};
+use super::tensor::{Tensor, TensorData};
 use crate::error::{Error, ErrorKind, Result, bail};
 
 /// See the module.
@@ -24,23 +24,9 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// Loads the rest of a model; `tensors` are the initialisers that it reads.
-    pub(super) fn load<'a>(
-        bytes: Vec<u8>,
-        tensors: impl Iterator<Item = &'a StoredTensor<'a>>,
-        files: &ExternalFiles,
-    ) -> Result<Self> {
-        let mut options = ModelOptions::with_all_ops();
-        let mut read = std::collections::BTreeSet::new();
-        for tensor in tensors {
-            let Some(location) = tensor.external().filter(|location| !read.contains(*location)) else { continue };
-            let path = files.path(&format!("initializer {}", tensor.head.name), location)?;
-            let content = std::fs::read(&path)
-                .map_err(|e| Error::new(ErrorKind::InvalidFile, format!("{}: {e}", path.display())))?;
-            options.external_data(location, content);
-            read.insert(location.to_owned());
-        }
-        let model = contained("loading", || options.load(bytes))?
+    /// Loads the rest of a model.
+    pub(super) fn load(bytes: Vec<u8>) -> Result<Self> {
+        let model = contained("loading", || ModelOptions::with_all_ops().load(bytes))?
             .map_err(|e| Error::new(ErrorKind::Unsupported, format!("around the recurrent nodes: {e}")))?;
         let named = |&id: &NodeId| Some((model.node_info(id)?.name()?.to_owned(), id));
         let ids = model.input_ids().iter().chain(model.output_ids()).filter_map(named).collect();

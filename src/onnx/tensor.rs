@@ -294,6 +294,36 @@ impl<'a> StoredTensor<'a> {
 }
 
 impl StoredTensor<'_> {
+    /// The same tensor with its content in the message, where it lies in another file.
+    ///
+    /// # Errors
+    /// [`InvalidFile`](ErrorKind::InvalidFile) if the file is not there or has not what is claimed of it.
+    pub(super) fn inlined(&self, files: &ExternalFiles) -> Result<Vec<u8>> {
+        const EXTERNAL_DATA: u64 = 13;
+        const DATA_LOCATION: u64 = 14;
+        let name = format!("initializer {}", self.head.name);
+        let width = match self.head.data_type {
+            2 | 3 | 9 => 1,
+            4 | 5 | 10 | 16 => 2,
+            1 | 6 | 12 => 4,
+            7 | 11 | 13 => 8,
+            other => bail!(Unsupported, "{name}: type {} in another file is not read", type_name(other)),
+        };
+        let sizes = self.head.dims.iter().map(|&d| usize::try_from(d).ok());
+        let size_bytes = sizes.chain([Some(width)]).try_fold(1usize, |n, size| n.checked_mul(size?));
+        let Some(size_bytes) = size_bytes else {
+            bail!(InvalidFile, "{name}: expected sizes of axes whose product fits, found others");
+        };
+        let mut message = Vec::new();
+        for field in wire::fields(&name, self.message)? {
+            if !matches!(field.number, EXTERNAL_DATA | DATA_LOCATION | RAW_DATA) {
+                message.extend_from_slice(field.raw);
+            }
+        }
+        wire::push(&mut message, RAW_DATA, &files.read(&name, &self.head, size_bytes)?);
+        Ok(message)
+    }
+
     /// Shape and values of a type of integers, or bool.
     ///
     /// # Errors
@@ -322,7 +352,10 @@ impl StoredTensor<'_> {
         }
         for field in wire::fields(&name, self.message)? {
             match field.number {
-                RAW_DATA => values.extend(words(field.value)),
+                RAW_DATA if field.value.len() % width == 0 => values.extend(words(field.value)),
+                RAW_DATA => {
+                    bail!(InvalidFile, "{name}: expected elements of {width} bytes, found {} bytes", field.value.len())
+                }
                 INT64_DATA | INT32_DATA => {
                     let mut rest = field.value;
                     while let Some(value) = wire::varint(&mut rest) {
@@ -405,7 +438,16 @@ impl ExternalFiles {
         if location.is_empty() || !path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
             bail!(InvalidFile, "{name}: expected a data file inside the model's folder, found {location:?}");
         }
-        Ok(folder.join(path))
+        // A link in the folder must not lead out of it, nor to something that never ends.
+        let resolved = |path: &Path| {
+            path.canonicalize()
+                .map_err(|e| Error::new(ErrorKind::InvalidFile, format!("{name}: {}: {e}", path.display())))
+        };
+        let (folder, file) = (resolved(folder)?, resolved(&folder.join(path))?);
+        if !file.starts_with(&folder) || !file.is_file() {
+            bail!(InvalidFile, "{name}: expected a data file inside the model's folder, found {location:?}");
+        }
+        Ok(file)
     }
 
     /// The bytes of a tensor in a file, as its entries `location`, `offset` and `length` say.

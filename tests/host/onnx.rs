@@ -3,8 +3,8 @@
 use wgpu_lstm::onnx::{OnnxCompat, OnnxModel, OnnxOptions, Tensor, TensorData};
 use wgpu_lstm::{DeviceChoice, Engine, EngineOptions, ErrorKind};
 
-use crate::support::data::Rng;
 use crate::support::onnx::{Example, example, examples, floats};
+use crate::support::{self, data::Rng};
 
 fn engines() -> Vec<Engine> {
     let mut devices = vec![DeviceChoice::Reference];
@@ -113,6 +113,45 @@ fn compatibility_with_onnxruntime_changes_what_it_is_about() {
         let (text, ort) = (run(OnnxCompat::Operator), run(OnnxCompat::Onnxruntime));
         let largest = floats(&text[0].1).iter().zip(floats(&ort[0].1)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(largest > 1e-3, "{name}: the two differ by {largest}");
+    }
+}
+
+/// Weights in a file beside the model, of recurrent nodes and of others.
+#[test]
+fn data_outside_the_model_file_is_read_from_its_folder_only() {
+    let folder = support::onnx::folder().join("external");
+    let example = support::onnx::examples_in(&folder).remove(0);
+    let engine = &engines()[0];
+    let options = OnnxOptions::default();
+    let load_file = |path: &std::path::Path| pollster::block_on(OnnxModel::load_file(engine, path, &options));
+    let model = load_file(&folder.join("model.onnx")).unwrap();
+    example.check(&pollster::block_on(model.run(&example.inputs)).unwrap()).unwrap();
+
+    let error = load_file(&folder.join("outside.onnx")).unwrap_err();
+    assert!(error.to_string().contains("inside the model's folder, found \"../external/weights.bin\""), "{error}");
+    let error = load(engine, &example.bytes).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("its data lies in another file, \"weights.bin\""), "{error}");
+
+    let copy = std::env::temp_dir().join(format!("lstm-onnx-{}", std::process::id()));
+    std::fs::create_dir_all(&copy).unwrap();
+    let model = copy.join("model.onnx");
+    std::fs::write(&model, &example.bytes).unwrap();
+    let missing = load_file(&model).unwrap_err();
+    let data = std::fs::read(folder.join("weights.bin")).unwrap();
+    std::fs::write(copy.join("weights.bin"), &data[..data.len() / 8]).unwrap();
+    let short = load_file(&model).unwrap_err();
+    std::fs::remove_file(copy.join("weights.bin")).unwrap();
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(folder.join("weights.bin"), copy.join("weights.bin")).unwrap();
+        let linked = load_file(&model).unwrap_err();
+        assert!(linked.to_string().contains("inside the model's folder"), "{linked}");
+    }
+    std::fs::remove_dir_all(&copy).unwrap();
+    for error in [missing, short] {
+        assert_eq!(error.kind(), ErrorKind::InvalidFile);
+        assert!(error.to_string().contains("weights.bin"), "{error}");
     }
 }
 

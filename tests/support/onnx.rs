@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use safetensors::{Dtype, SafeTensors};
 use wgpu_lstm::onnx::{OnnxCompat, OnnxOptions, Tensor, TensorData};
 
-fn folder() -> PathBuf {
+/// Where they lie.
+pub fn folder() -> PathBuf {
     // The GPU tests may run on another machine, from the root of a copy of the repository.
     let built_in: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "data", "onnx"].iter().collect();
     if built_in.exists() { built_in } else { "tests/data/onnx".into() }
@@ -20,13 +21,18 @@ pub struct Example {
 }
 
 pub fn examples() -> Vec<Example> {
+    examples_in(&folder())
+}
+
+/// Those of a folder.
+pub fn examples_in(folder: &std::path::Path) -> Vec<Example> {
     let mut examples = Vec::new();
-    for entry in std::fs::read_dir(folder()).expect("tests/data/onnx is part of the repository") {
+    for entry in std::fs::read_dir(folder).expect("tests/data/onnx is part of the repository") {
         let path = entry.expect("an entry").path();
         if path.extension().is_none_or(|e| e != "onnx") {
             continue;
         }
-        let tensors = std::fs::read(path.with_extension("safetensors")).expect("inputs and outputs beside the model");
+        let Ok(tensors) = std::fs::read(path.with_extension("safetensors")) else { continue };
         let file = SafeTensors::deserialize(&tensors).expect("a safetensors file");
         let mut example = Example {
             name: path.file_stem().expect("a name").to_string_lossy().into_owned(),
