@@ -3,6 +3,8 @@
 mod comparer;
 #[cfg(feature = "safetensors")]
 mod conformance;
+#[cfg(feature = "onnx")]
+mod conformance_onnx;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod data;

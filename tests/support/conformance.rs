@@ -65,7 +65,10 @@ impl Expected {
     }
 
     /// Compares `found`, in the shape of the case.
-    fn check(&self, found: &[f64], bound: f64) -> Result<f64, String> {
+    ///
+    /// # Errors
+    /// The message of the comparison that fails.
+    pub fn check(&self, found: &[f64], bound: f64) -> Result<f64, String> {
         let count: usize = self.shape.iter().product();
         if found.len() != count {
             return Err(format!("{}: found {} elements, expected {:?}", self.name, found.len(), self.shape));
@@ -221,6 +224,11 @@ pub fn cases() -> Vec<ConformanceCase> {
 
 /// The cases of one group.
 pub fn group(name: &str) -> Vec<ConformanceCase> {
+    group_with_records(name).into_iter().map(|(case, _)| case).collect()
+}
+
+/// The cases of one group, each with its line of the file.
+pub fn group_with_records(name: &str) -> Vec<(ConformanceCase, Value)> {
     // A test binary may run on another machine, from the root of a copy of the repository.
     let built_in: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "data", "conformance"].iter().collect();
     let folder = if built_in.exists() { built_in } else { ["tests", "data", "conformance"].iter().collect() };
@@ -231,7 +239,7 @@ pub fn group(name: &str) -> Vec<ConformanceCase> {
     let records: Vec<Value> = serde_json::from_slice(&read("json")).expect("an array of cases");
     let bytes = read("safetensors");
     let arrays = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-    records.iter().map(|record| load(record, &arrays)).collect()
+    records.into_iter().map(|record| (load(&record, &arrays), record)).collect()
 }
 
 fn load(record: &Value, arrays: &SafeTensors<'_>) -> ConformanceCase {
@@ -461,16 +469,16 @@ fn direction(name: &str) -> Direction {
     }
 }
 
-fn sizes(value: &Value) -> Vec<usize> {
+pub fn sizes(value: &Value) -> Vec<usize> {
     value.as_array().expect("a list").iter().map(|n| n.as_u64().expect("a size") as usize).collect()
 }
 
-fn shape(description: &Value) -> Vec<usize> {
+pub fn shape(description: &Value) -> Vec<usize> {
     sizes(&description["shape"])
 }
 
 /// The tensor of a description: equal blocks, each with a scale and an offset in units of 1/1024.
-fn tensor(description: &Value) -> Vec<f32> {
+pub fn tensor(description: &Value) -> Vec<f32> {
     let count: usize = shape(description).iter().product();
     let units = |name: &str| -> Vec<i64> {
         let list = description[name].as_array().map(|l| l.iter().map(|v| v.as_i64().expect("an integer")).collect());
