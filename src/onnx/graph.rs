@@ -26,13 +26,25 @@ pub(super) struct Graph<'a> {
     /// For each stage, the values of it that a later one, a recurrent node or the caller needs, and that are not
     /// outputs of recurrent nodes.
     pub(super) evaluated: Vec<Vec<String>>,
-    /// Those of them that are read by the rest of the model in a later stage, or returned.
+    /// What decides the size of a tensor that a node makes, in the order of the nodes.
+    pub(super) sizes: Vec<SizeOperand>,
+    /// Those of `evaluated` that are read by the rest of the model in a later stage, or returned.
     pub(super) reused: HashSet<String>,
     /// Values that are the same in every run.
     pub(super) constants: HashSet<String>,
     pub(super) initializers: HashMap<String, StoredTensor<'a>>,
     /// The model without its recurrent nodes, which it has as inputs instead; `None` if nothing is left.
     pub(super) rest: Option<Vec<u8>>,
+}
+
+/// A tensor of sizes that a node reads.
+pub(super) struct SizeOperand {
+    /// The stage of the tensor.
+    pub(super) stage: usize,
+    /// The node in words.
+    pub(super) node: String,
+    /// The tensor's name.
+    pub(super) name: String,
 }
 
 /// A node with its place in the graph's message.
@@ -116,6 +128,7 @@ impl<'a> Graph<'a> {
             wanted.insert((stages[name].stage, name));
             reused.insert(name.to_owned());
         }
+        let sizes: Vec<SizeOperand> = others().filter_map(|node| size_operand(node, &stages)).collect();
         let last = wanted.last().map_or(0, |(stage, _)| *stage).max(recurrent.last().map_or(0, |(stage, _)| *stage));
         let mut evaluated = vec![Vec::new(); last + 1];
         for (stage, name) in wanted {
@@ -124,7 +137,9 @@ impl<'a> Graph<'a> {
 
         let rest = (others().next().is_some()).then(|| {
             let read: HashSet<&str> = others().flat_map(Node::reads).collect();
-            rest_of_model(&model, &fields, &nodes, &of_recurrent, &read, &evaluated, files)
+            let sizes = sizes.iter().map(|s| s.name.as_str()).filter(|name| made_by_others.contains(name));
+            let outputs: BTreeSet<&str> = evaluated.iter().flatten().map(String::as_str).chain(sizes).collect();
+            rest_of_model(&model, &fields, &nodes, &of_recurrent, &read, &outputs, files)
         });
         let constants = stages.iter().filter(|(_, s)| s.constant).map(|(name, _)| (*name).to_owned()).collect();
         Ok(Self {
@@ -133,6 +148,7 @@ impl<'a> Graph<'a> {
             outputs,
             recurrent,
             evaluated,
+            sizes,
             reused,
             constants,
             rest: rest.transpose()?,
@@ -230,6 +246,18 @@ fn find_in_subgraphs(node: &[u8], captured: &mut BTreeSet<String>, depth: usize)
     Ok(())
 }
 
+/// Nodes whose output is as large as a tensor says: its sizes, or how often to repeat.
+fn size_operand(node: &Node<'_>, stages: &HashMap<&str, Value>) -> Option<SizeOperand> {
+    let index = match node.head.op_type.as_str() {
+        "ConstantOfShape" => 0,
+        "Expand" | "Tile" => 1,
+        _ => return None,
+    };
+    let name = node.head.input.get(index).filter(|name| !name.is_empty())?.clone();
+    let label = format!("node {:?} ({})", node.head.name, node.head.op_type);
+    Some(SizeOperand { stage: stages.get(name.as_str())?.stage, node: label, name })
+}
+
 /// What is known of a value.
 #[derive(Clone, Copy)]
 struct Value {
@@ -290,7 +318,7 @@ fn rest_of_model(
     nodes: &[Node<'_>],
     of_recurrent: &HashSet<&str>,
     read: &HashSet<&str>,
-    evaluated: &[Vec<String>],
+    outputs: &BTreeSet<&str>,
     files: &ExternalFiles,
 ) -> Result<Vec<u8>> {
     let recurrent: HashSet<*const u8> = nodes.iter().filter(|n| n.operator.is_some()).map(|n| n.raw.as_ptr()).collect();
@@ -324,7 +352,7 @@ fn rest_of_model(
         let float = proto::TensorTypeProto { elem_type: 1, shape: None };
         add(field::GRAPH_INPUT, info(name, Some(proto::TypeProto { tensor_type: Some(float) })));
     }
-    for name in evaluated.iter().flatten() {
+    for name in outputs {
         add(field::GRAPH_OUTPUT, info(name, None));
     }
     let mut bytes = Vec::with_capacity(rest.len() + 1024);

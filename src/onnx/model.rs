@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::graph::Graph;
+use super::graph::{Graph, SizeOperand};
 use super::node::{OnnxCompat, RecurrentNode};
 use super::rest::Rest;
 use super::tensor::{ExternalFiles, Tensor, TensorData, ValueInfo};
@@ -63,6 +63,8 @@ pub struct OnnxModel {
     num_others: usize,
     /// Values to evaluate at each stage.
     evaluated: Vec<Vec<String>>,
+    /// Sizes that a run decides, in the order of the nodes that read them.
+    sizes: Vec<SizeOperand>,
     /// Constant tensors that recurrent nodes read besides weights, and graph outputs that are constants.
     constants: HashMap<String, Tensor>,
     rest: Option<Rest>,
@@ -109,9 +111,25 @@ impl OnnxModel {
                 );
             }
         }
-        let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, reused, rest } = graph;
+        let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, reused, sizes, rest } =
+            graph;
         let mut evaluated = evaluated;
-        let rest = rest.map(Rest::load).transpose()?;
+        // Sizes that are constants first: loading may already compute with them.
+        let is_constant = |size: &SizeOperand| initializers.contains_key(&size.name) || constants.contains(&size.name);
+        let (constant_sizes, sizes): (Vec<_>, Vec<_>) = sizes.into_iter().partition(is_constant);
+        let (stored, computed): (Vec<_>, Vec<_>) =
+            constant_sizes.into_iter().partition(|size| initializers.contains_key(&size.name));
+        for size in stored {
+            check_sizes(&size, &constant(&initializers[&size.name], &files)?)?;
+        }
+        if let (Some(bytes), false) = (&rest, computed.is_empty()) {
+            let plain = Rest::load(bytes.clone(), false)?;
+            for size in computed {
+                let found = plain.evaluate(std::iter::empty(), std::slice::from_ref(&size.name))?.remove(0);
+                check_sizes(&size, &found)?;
+            }
+        }
+        let rest = rest.map(|bytes| Rest::load(bytes, true)).transpose()?;
 
         // What recurrent nodes read of constants: initialisers, and values that follow from them.
         let mut known: HashMap<String, Tensor> = HashMap::new();
@@ -160,7 +178,8 @@ impl OnnxModel {
             .collect();
         evaluated[0].retain(|name| !known.contains_key(name) || still_read.contains(name) || reused.contains(name));
         known.retain(|name, _| still_read.contains(name));
-        Ok(Self { engine: engine.clone(), inputs, outputs, nodes, num_others, evaluated, constants: known, rest })
+        let engine = engine.clone();
+        Ok(Self { engine, inputs, outputs, nodes, num_others, evaluated, sizes, constants: known, rest })
     }
 
     /// [`OnnxModel::load`] of the file at `path`; data outside of it must lie in its folder.
@@ -221,6 +240,20 @@ impl OnnxModel {
         for stage in 0..last_stage {
             let missing: Vec<String> =
                 self.evaluated[stage].iter().filter(|name| !self.constants.contains_key(*name)).cloned().collect();
+            for size in self.sizes.iter().filter(|size| size.stage == stage) {
+                let computed;
+                let found = match (values.get(size.name.as_str()), &self.rest) {
+                    (Some(known), _) => known,
+                    (None, Some(rest)) => {
+                        let constants = self.constants.iter().map(|(name, tensor)| (name.as_str(), tensor));
+                        let known = values.iter().map(|(name, tensor)| (*name, tensor)).chain(constants);
+                        computed = rest.evaluate(known, std::slice::from_ref(&size.name))?.remove(0);
+                        &computed
+                    }
+                    (None, None) => continue,
+                };
+                check_sizes(size, found)?;
+            }
             if let (Some(rest), false) = (&self.rest, missing.is_empty()) {
                 let constants = self.constants.iter().map(|(name, tensor)| (name.as_str(), tensor));
                 let known = values.iter().map(|(name, tensor)| (*name, tensor)).chain(constants);
@@ -258,6 +291,27 @@ impl OnnxModel {
             Some(info) => bail!(InvalidInput, "input {:?}: missing; the graph takes {}", info.name, list()),
             None => Ok(values),
         }
+    }
+}
+
+/// Refuses sizes that no tensor of a sensible model has, before the runtime takes memory for it: a failed allocation
+/// would end the program.
+fn check_sizes(size: &SizeOperand, tensor: &Tensor) -> Result<()> {
+    const MOST_ELEMENTS: i64 = 1 << 28;
+    let sizes: Vec<i64> = match &tensor.data {
+        TensorData::I32(v) => v.iter().map(|&n| n.into()).collect(),
+        TensorData::I64(v) => v.clone(),
+        _ => return Ok(()),
+    };
+    let product = sizes.iter().try_fold(1i64, |n, &s| n.checked_mul(s.max(1)).filter(|n| *n <= MOST_ELEMENTS));
+    match product {
+        Some(_) => Ok(()),
+        None => bail!(
+            Unsupported,
+            "{}: expected a tensor of at most {MOST_ELEMENTS} elements, found sizes {:?}",
+            size.node,
+            &sizes[..sizes.len().min(8)]
+        ),
     }
 }
 

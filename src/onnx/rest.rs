@@ -24,9 +24,11 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// Loads the rest of a model.
-    pub(super) fn load(bytes: Vec<u8>) -> Result<Self> {
-        let model = contained("loading", || ModelOptions::with_all_ops().load(bytes))?
+    /// Loads the rest of a model; unless `optimized` nothing of it is computed beforehand.
+    pub(super) fn load(bytes: Vec<u8>, optimized: bool) -> Result<Self> {
+        let mut options = ModelOptions::with_all_ops();
+        options.enable_optimization(optimized);
+        let model = contained("loading", || options.load(bytes))?
             .map_err(|e| Error::new(ErrorKind::Unsupported, format!("around the recurrent nodes: {e}")))?;
         let named = |&id: &NodeId| Some((model.node_info(id)?.name()?.to_owned(), id));
         let ids = model.input_ids().iter().chain(model.output_ids()).filter_map(named).collect();
