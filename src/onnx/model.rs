@@ -97,6 +97,10 @@ impl OnnxModel {
     /// [`Unsupported`](ErrorKind::Unsupported) with the node for an attribute, activation or operator that is not
     /// computed; [`InvalidWeights`](ErrorKind::InvalidWeights) with the node; as [`Engine::load`].
     pub async fn load(engine: &Engine, bytes: &[u8], options: &OnnxOptions) -> Result<Self> {
+        Self::read(engine, bytes, options).await.map_err(one_line)
+    }
+
+    async fn read(engine: &Engine, bytes: &[u8], options: &OnnxOptions) -> Result<Self> {
         let files = ExternalFiles::new(options.external_data.clone());
         let graph = Graph::new(bytes, options.compat, &files)?;
         for (what, info) in graph.inputs.iter().map(|i| ("input", i)).chain(graph.outputs.iter().map(|o| ("output", o)))
@@ -235,6 +239,10 @@ impl OnnxModel {
     /// [`InvalidInput`](ErrorKind::InvalidInput) if an input is missing, surplus, or of another type or shape than
     /// declared, or if shapes do not fit together inside; as [`Lstm::run`], with the node.
     pub async fn run<N: AsRef<str>>(&self, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        self.evaluate(inputs).await.map_err(one_line)
+    }
+
+    async fn evaluate<N: AsRef<str>>(&self, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         let mut values: HashMap<&str, Tensor> = self.check_inputs(inputs)?;
         let last_stage = self.evaluated.len();
         for stage in 0..last_stage {
@@ -292,6 +300,11 @@ impl OnnxModel {
             None => Ok(values),
         }
     }
+}
+
+/// Names in a file may hold anything; a message is one line.
+fn one_line(error: Error) -> Error {
+    Error::new(error.kind(), error.to_string().replace(char::is_control, " "))
 }
 
 /// Refuses sizes that no tensor of a sensible model has, before the runtime takes memory for it: a failed allocation
