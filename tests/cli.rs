@@ -643,6 +643,8 @@ fn onnx_models_run_on_arrays_named_as_the_graph_names_them() {
     fails(1, "missing.onnx: cannot be read", &["info", &folder.path("missing.onnx")]);
     let broken = folder.bytes("broken.onnx", b"no model");
     fails(1, "broken.onnx", &["info", &broken]);
+    let unnamed = folder.bytes("unnamed", &std::fs::read(&model).unwrap());
+    fails(1, "known by a name ending in .onnx", &["info", &unnamed]);
 
     let printed = good(&["info", &model]);
     for line in [

@@ -152,7 +152,8 @@ impl Format {
             }
             None => bail!(
                 InvalidFile,
-                "expected safetensors, a PyTorch checkpoint or a Keras model, found {file_bytes} bytes of another format, or truncated"
+                "expected safetensors, a PyTorch checkpoint or a Keras model, found {file_bytes} bytes of another format, or \
+                 truncated; ONNX, which has no magic bytes, is known by a name ending in .onnx, or read by `onnx::OnnxModel`"
             ),
         }
     }
