@@ -173,7 +173,7 @@ impl ValueInfo {
                 Dimension::Symbolic(_) => true,
             };
             if shape.len() != tensor.shape.len() || !shape.iter().zip(&tensor.shape).all(fits) {
-                bail!(InvalidInput, "input {self}: found shape {:?}", tensor.shape);
+                bail!(InvalidInput, "input: expected {self}, found shape {:?}", tensor.shape);
             }
         }
         Ok(())

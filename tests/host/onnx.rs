@@ -171,7 +171,7 @@ fn wrong_inputs_are_named() {
     for (found, needle) in [
         (run(&inputs[..1]).to_string(), "missing; the graph takes x float [n, t, 3]; lengths int32 [n]"),
         (with("y", zeros(&[1])), "input \"y\": the graph has no such input; it takes x float"),
-        (with("x", zeros(&[4, 6, 2])), "input x float [n, t, 3]: found shape [4, 6, 2]"),
+        (with("x", zeros(&[4, 6, 2])), "input: expected x float [n, t, 3], found shape [4, 6, 2]"),
         (with("x", ints(&[4, 6, 3], &[0; 72])), "input x: expected type float, found int32"),
         (with("lengths", ints(&[4], &[6, 7, 1, 1])), "sequence_lens[1]: expected 0 to seq_length 6, found 7"),
         (with("lengths", ints(&[4], &[6, -1, 1, 1])), "sequence_lens[1]: expected 0 to seq_length 6, found -1"),
