@@ -6,11 +6,9 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use wgpu_lstm::internals::{
-    LayerLayout, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride, pack_input_rows, pack_layer, padded,
+    LayerLayout, Plan, PlanLimits, PlanRequest, RowOrder, Schedule, pack_input_rows, pack_layer, padded,
 };
-use wgpu_lstm::{
-    DeviceChoice, Direction, Engine, EngineOptions, Layout, Lstm, LstmSpec, LstmWeights, Outputs, SequenceBatch,
-};
+use wgpu_lstm::{DeviceChoice, Direction, Engine, EngineOptions, Layout, Lstm, LstmSpec, LstmWeights, SequenceBatch};
 
 /// WebGPU's defaults, and the default budget.
 const LIMITS: PlanLimits = PlanLimits {
@@ -43,18 +41,7 @@ fn plan(c: &mut Criterion) {
     let (spec, lengths) = (spec(), ragged_lengths());
     let mut group = c.benchmark_group("plan");
     group.bench_function("schedule_b32_t100", |b| b.iter(|| Schedule::new(black_box(&lengths))));
-    let request = PlanRequest {
-        spec: &spec,
-        lengths: &lengths,
-        seq_len: SEQ_LEN,
-        layout: Layout::BatchMajor,
-        outputs: Outputs::default(),
-        initial_state: false,
-        input: RowsAt::Host,
-        output: RowsAt::Host,
-        limits: LIMITS,
-        tiles: TileOverride::default(),
-    };
+    let request = PlanRequest::new(&spec, &lengths, LIMITS);
     group.bench_function("plan_b32_t100_i40_h64_l2_bi", |b| b.iter(|| Plan::new(black_box(&request))));
     group.finish();
 }
@@ -70,14 +57,12 @@ fn pack(c: &mut Criterion) {
 
     let lengths = ragged_lengths();
     let x = input(BATCH_SIZE * SEQ_LEN, spec.input_size());
-    let batch = SequenceBatch::new(&x, [BATCH_SIZE, SEQ_LEN, spec.input_size()], Layout::BatchMajor)
-        .and_then(|batch| batch.lengths(&lengths))
-        .expect("the shape is that of the input");
+    let order = RowOrder::Layout { layout: Layout::BatchMajor, seq_len: SEQ_LEN, batch_size: BATCH_SIZE };
     let schedule = Schedule::new(&lengths);
     let stride = padded(spec.input_size());
     group.throughput(Throughput::Elements((schedule.num_rows() * spec.input_size()) as u64));
     group.bench_function("input_b32_t100_i40", |b| {
-        b.iter(|| pack_input_rows(black_box(&batch), &schedule, 0..schedule.num_rows(), stride));
+        b.iter(|| pack_input_rows(black_box(&x), 40, order, &schedule, 0..schedule.num_rows(), stride));
     });
     group.finish();
 }

@@ -1,17 +1,20 @@
 // copy_rows: copies rows between an array in the caller's layout and packed rows, both on the device.
 //
 //   dst[dst_first + dst_row · dst_stride + k] = src[src_first + src_row · src_stride + k]     k in 0..width
-//   gather:  src_row = table[r], dst_row = r        scatter: src_row = r, dst_row = table[r]        r in first_row..rows
+//   gather:  src_row = listed, dst_row = r        scatter: src_row = r, dst_row = listed        r in first_row..rows
+//   listed = table[table_first + r]; where it is NONE, a gathered row is zero, and a scattered one goes nowhere
 //   scatter is 0 for gather, 1 for scatter, 2 for scatter and add to what is there
 //
 // Dispatch   x: ceil(dst_width / WG_X), y: ceil((rows - first_row) / WG_Y)
-// Bindings   0 params uniform · 1 table read [rows] · 2 src read · 3 dst read_write
+// Bindings   0 params uniform · 1 table read · 2 src read · 3 dst read_write
 // Overrides  WG_X, WG_Y: product ≤ 256
 // Workgroup  none      Barriers   none
 // Padding    columns from width to dst_width are written as zero
 
 override WG_X: u32;
 override WG_Y: u32;
+
+const NONE: u32 = 0xffffffffu;
 
 struct Params {
     rows: u32,
@@ -23,6 +26,7 @@ struct Params {
     dst_first: u32,
     dst_stride: u32,
     first_row: u32,
+    table_first: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -37,11 +41,14 @@ fn copy_rows(@builtin(global_invocation_id) id: vec3u) {
     if k >= params.dst_width || row >= params.rows {
         return;
     }
-    let listed = table[row];
+    let listed = table[params.table_first + row];
+    if listed == NONE && params.scatter != 0u {
+        return;
+    }
     let src_row = select(listed, row, params.scatter != 0u);
     let dst_row = select(row, listed, params.scatter != 0u);
     var value = 0.0;
-    if k < params.width {
+    if k < params.width && listed != NONE {
         value = src[params.src_first + src_row * params.src_stride + k];
     }
     let to = params.dst_first + dst_row * params.dst_stride + k;

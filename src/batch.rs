@@ -31,6 +31,34 @@ impl Layout {
     }
 }
 
+/// Where the row of a timestep of a sequence lies in an array of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg(feature = "gpu")]
+pub enum RowOrder<'a> {
+    /// All sequences have room for `seq_len` timesteps.
+    Layout {
+        /// Which axis comes first.
+        layout: Layout,
+        /// T
+        seq_len: usize,
+        /// B
+        batch_size: usize,
+    },
+    /// Each sequence has just its own timesteps, from this row on, `[B]`.
+    Starts(&'a [usize]),
+}
+
+#[cfg(feature = "gpu")]
+impl RowOrder<'_> {
+    /// The row of timestep `t` of sequence `b`.
+    pub fn row(&self, t: usize, b: usize) -> usize {
+        match *self {
+            RowOrder::Layout { layout, seq_len, batch_size } => layout.row(t, b, seq_len, batch_size),
+            RowOrder::Starts(starts) => starts[b] + t,
+        }
+    }
+}
+
 /// Which hidden states of the last layer to return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SequenceOutput {
@@ -135,12 +163,7 @@ impl<'a> SequenceBatch<'a> {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if there are not B lengths or one is above T.
     pub fn lengths(mut self, lengths: &[usize]) -> Result<Self> {
-        if lengths.len() != self.batch_size {
-            bail!(InvalidInput, "lengths: expected batch_size = {}, found {}", self.batch_size, lengths.len());
-        }
-        if let Some(b) = lengths.iter().position(|&n| n > self.seq_len) {
-            bail!(InvalidInput, "lengths[{b}]: expected 0 to seq_len {}, found {}", self.seq_len, lengths[b]);
-        }
+        check_lengths(lengths, self.seq_len, self.batch_size)?;
         self.lengths = lengths.to_vec();
         Ok(self)
     }
@@ -226,6 +249,12 @@ impl<'a> SequenceBatch<'a> {
         self.outputs
     }
 
+    /// Where rows lie in input and output.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn order(&self) -> RowOrder<'a> {
+        RowOrder::Layout { layout: self.layout, seq_len: self.seq_len, batch_size: self.batch_size }
+    }
+
     /// The input row of timestep `t` of sequence `b`, `[I]`.
     pub fn input_row(&self, t: usize, b: usize) -> &'a [f32] {
         let row = self.layout.row(t, b, self.seq_len, self.batch_size);
@@ -251,13 +280,7 @@ impl<'a> SequenceBatch<'a> {
                 self.layout.shape(self.seq_len, self.batch_size, self.input_size)
             );
         }
-        if self.outputs.cells && spec.last_layer().c_size() == 0 {
-            bail!(
-                InvalidInput,
-                "outputs.cells: expected a last layer with a cell state, found a {}",
-                spec.last_layer().cell.name()
-            );
-        }
+        check_outputs(self.outputs, spec)?;
         let (h_size, c_size) = spec.state_sizes();
         for (name, state, size) in [("h_0", self.h_0, h_size), ("c_0", self.c_0, c_size)] {
             let expected = size * self.batch_size;
@@ -294,6 +317,29 @@ impl<'a> SequenceBatch<'a> {
         }
         Ok(())
     }
+}
+
+/// Checks that there are `batch_size` lengths of at most `seq_len`.
+pub(crate) fn check_lengths(lengths: &[usize], seq_len: usize, batch_size: usize) -> Result<()> {
+    if lengths.len() != batch_size {
+        bail!(InvalidInput, "lengths: expected batch_size = {batch_size}, found {}", lengths.len());
+    }
+    if let Some(b) = lengths.iter().position(|&n| n > seq_len) {
+        bail!(InvalidInput, "lengths[{b}]: expected 0 to seq_len {seq_len}, found {}", lengths[b]);
+    }
+    Ok(())
+}
+
+/// Checks that the model has what is asked for.
+pub(crate) fn check_outputs(outputs: Outputs, spec: &LstmSpec) -> Result<()> {
+    if outputs.cells && spec.last_layer().c_size() == 0 {
+        bail!(
+            InvalidInput,
+            "outputs.cells: expected a last layer with a cell state, found a {}",
+            spec.last_layer().cell.name()
+        );
+    }
+    Ok(())
 }
 
 /// What a run returned. Arrays are dense and row-major, slowest axis first.

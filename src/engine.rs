@@ -14,7 +14,7 @@ use crate::weights::LstmWeights;
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuLstm;
 #[cfg(feature = "gpu")]
-use crate::gpu::{self, Context, GpuLstm, RunOptions, Waiting};
+use crate::gpu::{self, Context, GpuBatch, GpuLstm, GpuOutput, GpuTensor, Job, Waiting};
 
 enum Device {
     #[cfg(feature = "gpu")]
@@ -72,6 +72,94 @@ impl Engine {
     /// As [`Engine::open`].
     pub fn open_blocking(options: EngineOptions) -> Result<Engine> {
         pollster::block_on(Self::open(options))
+    }
+
+    /// Shares the device of an application, which was opened with at least
+    /// [`required_limits`](Self::required_limits) and [`required_features`](Self::required_features), and tests its driver.
+    ///
+    /// The engine sets no handler of the device and never blocks in its poll: where it has to wait (here for the
+    /// self-test, later in [`Lstm::run`]), it polls without waiting, in short intervals. [`Lstm::record`] does not wait.
+    ///
+    /// # Errors
+    /// [`DeviceLimit`](ErrorKind::DeviceLimit) naming each limit that is too small;
+    /// [`DeviceFault`](ErrorKind::DeviceFault) if the driver fails the self-test.
+    #[cfg(feature = "gpu")]
+    pub async fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Engine> {
+        Self::from_device_with(adapter, device, queue, EngineOptions::default()).await
+    }
+
+    /// [`Engine::from_device`] with a memory budget or a limits profile; the choice of a device is not used.
+    ///
+    /// # Errors
+    /// As [`Engine::from_device`].
+    #[cfg(feature = "gpu")]
+    pub async fn from_device_with(
+        adapter: &wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: EngineOptions,
+    ) -> Result<Engine> {
+        let context = Context::borrow(device, queue, &options).await?;
+        let report = gpu_report(gpu::report(0, adapter), "the application's own device".into(), &context);
+        Ok(Engine { inner: Arc::new(EngineInner { device: Device::Gpu(Arc::new(context)), report }) })
+    }
+
+    /// The limits to open a device of `adapter` with, so that an engine can share it: what every kernel needs, and the
+    /// adapter's largest buffers and bindings.
+    #[cfg(feature = "gpu")]
+    pub fn required_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
+        gpu::required_limits(adapter, crate::options::LimitsProfile::Adapter)
+    }
+
+    /// The features to open a device of `adapter` with, so that an engine can share it.
+    #[cfg(feature = "gpu")]
+    pub fn required_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+        gpu::required_features(adapter)
+    }
+
+    /// The device and its queue; `None` if the engine is not on a GPU.
+    #[cfg(feature = "gpu")]
+    pub fn device_and_queue(&self) -> Option<(&wgpu::Device, &wgpu::Queue)> {
+        self.context().map(|c| (&c.device, &c.queue))
+    }
+
+    /// Copies an array to a new buffer on the device.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) if the engine is not on a GPU;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if the number of values is not the product of the shape;
+    /// [`DeviceLimit`](ErrorKind::DeviceLimit), [`OutOfMemory`](ErrorKind::OutOfMemory).
+    #[cfg(feature = "gpu")]
+    pub fn upload(&self, values: &[f32], shape: &[usize]) -> Result<GpuTensor> {
+        self.need_gpu("Engine::upload")?.upload(values, shape)
+    }
+
+    /// Copies an array back from the device, after everything submitted before.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) if the engine is not on a GPU;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if the buffer lacks `BufferUsages::COPY_SRC`;
+    /// [`DeviceLost`](ErrorKind::DeviceLost), [`OutOfMemory`](ErrorKind::OutOfMemory).
+    #[cfg(feature = "gpu")]
+    pub async fn read_back(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
+        self.need_gpu("Engine::read_back")?.read_back(tensor, Waiting::Async).await
+    }
+
+    /// [`Engine::read_back`], blocking.
+    ///
+    /// # Errors
+    /// As [`Engine::read_back`].
+    #[cfg(feature = "gpu")]
+    pub fn read_back_blocking(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
+        pollster::block_on(self.need_gpu("Engine::read_back")?.read_back(tensor, Waiting::Blocking))
+    }
+
+    #[cfg(feature = "gpu")]
+    fn need_gpu(&self, what: &str) -> Result<&Arc<Context>> {
+        match self.context() {
+            Some(context) => Ok(context),
+            None => bail!(Unsupported, "{what} needs an engine on a GPU; this one is on {}", self.inner.report.name),
+        }
     }
 
     /// The adapters of this machine in order of preference; empty without the feature `gpu`.
@@ -145,6 +233,17 @@ async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
     }
 }
 
+#[cfg(feature = "gpu")]
+fn gpu_report(adapter: AdapterReport, reason: String, context: &Context) -> DeviceReport {
+    DeviceReport {
+        kind: BackendKind::Gpu,
+        name: format!("{} ({})", adapter.name, adapter.backend),
+        reason,
+        adapter: Some(adapter),
+        loop_trips: context.limits.loop_trips,
+    }
+}
+
 /// Tries the adapters that the choice allows, in order of preference.
 #[cfg(feature = "gpu")]
 async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
@@ -161,13 +260,7 @@ async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
         match opened {
             Ok(context) => {
                 let reason = if failures.is_empty() { reason } else { format!("{reason}; {}", failures.join("; ")) };
-                let report = DeviceReport {
-                    kind: BackendKind::Gpu,
-                    name: format!("{} ({})", listed.report.name, listed.report.backend),
-                    reason,
-                    adapter: Some(listed.report.clone()),
-                    loop_trips: context.limits.loop_trips,
-                };
+                let report = gpu_report(listed.report.clone(), reason, &context);
                 return Ok((Device::Gpu(Arc::new(context)), report));
             }
             Err(e) if options.device == DeviceChoice::Auto => {
@@ -315,6 +408,38 @@ impl Lstm {
         ))
     }
 
+    /// Records a batch whose arrays lie on the device into an encoder of the application, without submit, poll or
+    /// read-back. The arrays of the result hold their values once the encoder's commands have run.
+    ///
+    /// A recording has its working memory to itself (up to the memory budget each) until its commands are done or
+    /// dropped, so several recordings may go into one submit; one may read what an earlier one writes. The bits are those of
+    /// [`run`](Self::run).
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) if the model is not on a GPU;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if a shape or a buffer's usage is not as expected;
+    /// [`DeviceLimit`](ErrorKind::DeviceLimit) if the batch does not fit, naming the limit and what would;
+    /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost). After an error the encoder may
+    /// hold a part of the commands; drop it.
+    #[cfg(feature = "gpu")]
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder, batch: &GpuBatch) -> Result<GpuOutput> {
+        self.inner.engine.need_gpu("Lstm::record")?;
+        self.gpu().expect("a model on a GPU engine is on it").record_batch(encoder, batch)
+    }
+
+    /// [`Lstm::record`] into an encoder of its own, submitted at once and not waited for.
+    ///
+    /// # Errors
+    /// As [`Lstm::record`].
+    #[cfg(feature = "gpu")]
+    pub fn submit(&self, batch: &GpuBatch) -> Result<GpuOutput> {
+        let context = self.inner.engine.need_gpu("Lstm::submit")?;
+        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let output = self.record(&mut encoder, batch)?;
+        context.guarded_now("submitting", || context.queue.submit([encoder.finish()]))?;
+        Ok(output)
+    }
+
     async fn dispatch(
         &self,
         batch: &SequenceBatch<'_>,
@@ -329,7 +454,7 @@ impl Lstm {
         let output = match &self.inner.model {
             #[cfg(feature = "gpu")]
             Model::Gpu(model) => {
-                return model.run(batch, RunOptions::default(), waiting, progress).await;
+                return model.run(&Job::of(batch), waiting, progress).await;
             }
             #[cfg(feature = "cpu")]
             Model::Cpu(model) => model.run(batch)?,

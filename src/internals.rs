@@ -7,6 +7,7 @@ pub use gpu_internals::*;
 
 #[cfg(feature = "gpu")]
 mod gpu_internals {
+    pub use crate::batch::RowOrder;
     pub use crate::kernels::params;
     pub use crate::kernels::{
         Binding, BindingKind, CellCode, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NONE, ROW_ALIGN,
@@ -14,14 +15,13 @@ mod gpu_internals {
     };
     pub use crate::pack::{PackedLayer, pack_input_rows, pack_layer, unpack_layer};
     pub use crate::plan::{
-        BufferId, BufferRange, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, ScratchBuffer, Submit,
-        TileOverride, Upload,
+        BufferId, BufferRange, Caller, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt, ScratchBuffer,
+        StatesAt, Submit, TileOverride, Upload,
     };
     pub use crate::schedule::Schedule;
-    pub use wgpu;
 
     use crate::error::Result;
-    use crate::gpu::{DeviceRows, RunOptions, Waiting};
+    use crate::gpu::{Job, Waiting};
     use crate::{BatchOutput, Engine, Lstm, SequenceBatch};
 
     /// Fills scratch buffers with `value` before each run.
@@ -31,9 +31,9 @@ mod gpu_internals {
         }
     }
 
-    /// The device and queue of an engine on the GPU path.
-    pub fn device(engine: &Engine) -> Option<(wgpu::Device, wgpu::Queue)> {
-        engine.context().map(|c| (c.device.clone(), c.queue.clone()))
+    /// The adapter N of `gpu:N`.
+    pub async fn adapter(index: usize) -> Option<wgpu::Adapter> {
+        Some(crate::gpu::list().await.into_iter().nth(index)?.adapter)
     }
 
     /// The number of pipelines that the engine has compiled.
@@ -55,36 +55,31 @@ mod gpu_internals {
 
     /// What a test fixes of a run.
     #[derive(Default, Clone, Copy)]
-    pub struct Fixed<'a> {
+    pub struct Fixed {
         /// Tiles.
         pub tiles: TileOverride,
         /// Memory budget.
         pub budget_bytes: Option<u64>,
-        /// Input rows on the device.
-        pub input: Option<&'a wgpu::Buffer>,
-        /// Output rows on the device.
-        pub output: Option<&'a wgpu::Buffer>,
     }
 
-    impl<'a> Fixed<'a> {
-        fn options(&self) -> RunOptions<'a> {
-            let rows = DeviceRows { input: self.input, output: self.output };
-            RunOptions { rows, tiles: self.tiles, budget_bytes: self.budget_bytes }
+    impl Fixed {
+        fn job<'a>(self, batch: &'a SequenceBatch<'_>) -> Job<'a> {
+            Job { tiles: self.tiles, budget_bytes: self.budget_bytes, ..Job::of(batch) }
         }
     }
 
     /// Runs a batch so. `None` if the model is not on a GPU.
-    pub fn run_fixed(lstm: &Lstm, batch: &SequenceBatch<'_>, fixed: Fixed<'_>) -> Option<Result<BatchOutput>> {
+    pub fn run_fixed(lstm: &Lstm, batch: &SequenceBatch<'_>, fixed: Fixed) -> Option<Result<BatchOutput>> {
         let model = lstm.gpu()?;
         Some(
             batch
                 .validate(lstm.spec())
-                .and_then(|()| pollster::block_on(model.run(batch, fixed.options(), Waiting::Blocking, &|_| ()))),
+                .and_then(|()| pollster::block_on(model.run(&fixed.job(batch), Waiting::Blocking, &|_| ()))),
         )
     }
 
     /// The plan of a batch on the model's device. `None` if the model is not on a GPU.
-    pub fn plan(lstm: &Lstm, batch: &SequenceBatch<'_>, fixed: Fixed<'_>) -> Option<Result<Plan>> {
-        Some(lstm.gpu()?.plan(batch, &fixed.options()))
+    pub fn plan(lstm: &Lstm, batch: &SequenceBatch<'_>, fixed: Fixed) -> Option<Result<Plan>> {
+        Some(lstm.gpu()?.plan(&fixed.job(batch), false))
     }
 }

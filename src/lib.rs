@@ -27,6 +27,7 @@ mod plan;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod engine;
+mod stream;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 #[doc(hidden)]
@@ -37,9 +38,15 @@ pub use batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
 pub use cell::{CellSpec, GruActivations, GruCell, LstmActivations, LstmCell, RnnCell};
 pub use engine::{Engine, Lstm};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "gpu")]
+pub use gpu::{GpuBatch, GpuOutput, GpuTensor};
 pub use options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions, LimitsProfile};
 pub use spec::{Direction, LayerSpec, LstmSpec, MAX_SIZE, Merge, StackBuilder};
+pub use stream::{Chunk, PushOutput, SlotState, Stream};
 pub use weights::{CellWeights, LstmWeights};
+/// The version of wgpu that this crate shares devices and buffers with.
+#[cfg(feature = "gpu")]
+pub use wgpu;
 
 /// Compiles the example of the README.
 #[cfg(all(doctest, feature = "safetensors", feature = "cpu", feature = "gpu"))]

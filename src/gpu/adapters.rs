@@ -1,5 +1,6 @@
 //! What adapters there are, in order of preference, and what is known about each.
 
+use super::device::missing_limits;
 use crate::options::AdapterReport;
 
 /// An adapter of wgpu with its report; the position in the list is the N of `gpu:N`.
@@ -35,27 +36,11 @@ fn preference(device_type: wgpu::DeviceType) -> u8 {
     }
 }
 
-fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
+/// What is known about an adapter.
+pub(crate) fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
     let info = adapter.get_info();
     let limits = adapter.limits();
-    let needed = wgpu::Limits::default();
-    let mut unusable = Vec::new();
-    let mut need = |name: &str, has: u64, needs: u64| {
-        if has < needs {
-            unusable.push(format!("{name} is {has}, {needs} needed"));
-        }
-    };
-    need(
-        "max_storage_buffers_per_shader_stage",
-        limits.max_storage_buffers_per_shader_stage.into(),
-        needed.max_storage_buffers_per_shader_stage.into(),
-    );
-    need(
-        "max_compute_invocations_per_workgroup",
-        limits.max_compute_invocations_per_workgroup.into(),
-        crate::kernels::WORKGROUP_SIZE.into(),
-    );
-    need("max_compute_workgroups_per_dimension", limits.max_compute_workgroups_per_dimension.into(), 65535);
+    let unusable = missing_limits(&limits);
     AdapterReport {
         index,
         name: info.name,

@@ -1,45 +1,92 @@
-//! An opened device: its limits, its errors as values, its pipelines and its pool of scratch buffers.
+//! An opened or borrowed device: its limits, its errors as values, its pipelines and its pool of scratch buffers.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 
 use super::faults::Faults;
 use super::pipelines::Pipelines;
-use super::wait::{Waiter, poll};
+use super::wait::{Ownership, Waiter, poll};
 use crate::error::{Error, ErrorKind, Result, bail};
+use crate::kernels::WORKGROUP_SIZE;
 use crate::options::{EngineOptions, LimitsProfile};
 use crate::plan::PlanLimits;
 
 /// Bytes of working buffers of one run unless the options say otherwise.
 pub(crate) const DEFAULT_BUDGET_BYTES: u64 = 1 << 30;
+/// Storage buffers of the kernel that binds most.
+const NEEDED_STORAGE_BUFFERS: u32 = 8;
+/// WebGPU's default; no kernel takes more.
+const NEEDED_WORKGROUP_BYTES: u32 = 16 << 10;
+/// WebGPU's default, which plans rely on.
+const NEEDED_WORKGROUPS: u32 = 65535;
 
 /// An opened device; shared by all models of an engine.
 pub(crate) struct Context {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) limits: PlanLimits,
+    /// `min_storage_buffer_offset_alignment`
+    pub(crate) storage_alignment: u32,
     pub(crate) faults: Arc<Faults>,
     pub(crate) pipelines: Pipelines,
     pub(crate) dummy: wgpu::Buffer,
     pub(crate) waiter: Waiter,
+    ownership: Ownership,
     pool: Mutex<Pool>,
     /// Bits of the f32 that scratch is filled with before each run; 0 for none. Set by tests.
     poison: AtomicU32,
 }
 
+/// The limits that the kernels need and those that larger models profit from.
+pub(crate) fn required_limits(adapter: &wgpu::Adapter, profile: LimitsProfile) -> wgpu::Limits {
+    let has = adapter.limits();
+    // What no kernel needs (textures, vertices) must not keep a device from opening.
+    let mut required = wgpu::Limits::default().or_worse_values_from(&has);
+    required.max_storage_buffers_per_shader_stage = NEEDED_STORAGE_BUFFERS;
+    required.max_compute_invocations_per_workgroup = WORKGROUP_SIZE;
+    required.max_compute_workgroup_size_x = WORKGROUP_SIZE;
+    required.max_compute_workgroup_size_y = WORKGROUP_SIZE;
+    required.max_compute_workgroup_size_z = 1;
+    required.max_compute_workgroup_storage_size = NEEDED_WORKGROUP_BYTES;
+    if profile == LimitsProfile::Adapter {
+        required.max_storage_buffer_binding_size = has.max_storage_buffer_binding_size;
+        required.max_buffer_size = has.max_buffer_size;
+        required.min_uniform_buffer_offset_alignment = has.min_uniform_buffer_offset_alignment;
+        required.min_storage_buffer_offset_alignment = has.min_storage_buffer_offset_alignment;
+    }
+    required
+}
+
+/// The features that the kernels use.
+pub(crate) fn required_features(_adapter: &wgpu::Adapter) -> wgpu::Features {
+    wgpu::Features::empty()
+}
+
+/// What a device lacks; empty for one that every kernel runs on.
+pub(super) fn missing_limits(has: &wgpu::Limits) -> Vec<String> {
+    let needs = [
+        ("max_storage_buffers_per_shader_stage", has.max_storage_buffers_per_shader_stage, NEEDED_STORAGE_BUFFERS),
+        ("max_compute_invocations_per_workgroup", has.max_compute_invocations_per_workgroup, WORKGROUP_SIZE),
+        ("max_compute_workgroup_size_x", has.max_compute_workgroup_size_x, WORKGROUP_SIZE),
+        ("max_compute_workgroup_storage_size", has.max_compute_workgroup_storage_size, NEEDED_WORKGROUP_BYTES),
+        ("max_compute_workgroups_per_dimension", has.max_compute_workgroups_per_dimension, NEEDED_WORKGROUPS),
+    ];
+    let missing = needs.into_iter().filter(|(_, has, needs)| has < needs);
+    missing.map(|(name, has, needs)| format!("{name} is {has}, {needs} needed")).collect()
+}
+
 impl Context {
     /// Opens `adapter` and tests it.
     pub(crate) async fn open(adapter: &wgpu::Adapter, options: &EngineOptions) -> Result<Self> {
-        let has = adapter.limits();
-        let mut required = wgpu::Limits::default();
-        if options.limits == LimitsProfile::Adapter {
-            required.max_storage_buffer_binding_size = has.max_storage_buffer_binding_size;
-            required.max_buffer_size = has.max_buffer_size;
-            required.min_uniform_buffer_offset_alignment = has.min_uniform_buffer_offset_alignment;
-        }
-        let descriptor =
-            wgpu::DeviceDescriptor { label: Some("lstm.device"), required_limits: required, ..Default::default() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("lstm.device"),
+            required_limits: required_limits(adapter, options.limits),
+            required_features: required_features(adapter),
+            ..Default::default()
+        };
         let (device, queue) = adapter
             .request_device(&descriptor)
             .await
@@ -49,16 +96,43 @@ impl Context {
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| seen.note(one_line(&e))));
         let seen = faults.clone();
         device.set_device_lost_callback(move |reason, message| seen.mark_lost(format!("{reason:?} {message}")));
+        Self::on(device, queue, options, faults, Ownership::Own).await
+    }
 
-        let limits = device.limits();
-        let limits = PlanLimits {
-            binding_bytes: limits.max_storage_buffer_binding_size,
-            buffer_bytes: limits.max_buffer_size,
-            workgroups: limits.max_compute_workgroups_per_dimension,
-            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
+    /// Takes the device of an application and tests it; its handlers stay the application's.
+    pub(crate) async fn borrow(device: wgpu::Device, queue: wgpu::Queue, options: &EngineOptions) -> Result<Self> {
+        Self::on(device, queue, options, Arc::new(Faults::default()), Ownership::Borrowed).await
+    }
+
+    async fn on(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: &EngineOptions,
+        faults: Arc<Faults>,
+        ownership: Ownership,
+    ) -> Result<Self> {
+        let has = device.limits();
+        let missing = missing_limits(&has);
+        if !missing.is_empty() {
+            bail!(DeviceLimit, "the device is too small: {}", missing.join("; "));
+        }
+        let mut limits = PlanLimits {
+            binding_bytes: has.max_storage_buffer_binding_size,
+            buffer_bytes: has.max_buffer_size,
+            workgroups: has.max_compute_workgroups_per_dimension,
+            uniform_alignment: has.min_uniform_buffer_offset_alignment,
             budget_bytes: options.memory_budget_bytes.unwrap_or(DEFAULT_BUDGET_BYTES),
             loop_trips: None,
         };
+        let mut storage_alignment = has.min_storage_buffer_offset_alignment;
+        if options.limits == LimitsProfile::WebGpuDefaults {
+            // A borrowed device may allow more than is to be used.
+            let web = wgpu::Limits::default();
+            limits.binding_bytes = limits.binding_bytes.min(web.max_storage_buffer_binding_size);
+            limits.buffer_bytes = limits.buffer_bytes.min(web.max_buffer_size);
+            limits.uniform_alignment = limits.uniform_alignment.max(web.min_uniform_buffer_offset_alignment);
+            storage_alignment = storage_alignment.max(web.min_storage_buffer_offset_alignment);
+        }
         let dummy = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("lstm.dummy"),
             size: 512,
@@ -67,7 +141,8 @@ impl Context {
         });
         let mut context = Self {
             pipelines: Pipelines::new(&device),
-            waiter: Waiter::new(device.clone(), faults.clone()),
+            waiter: Waiter::new(device.clone(), faults.clone(), ownership),
+            ownership,
             pool: Mutex::new(Pool {
                 free: HashMap::new(),
                 bytes: 0,
@@ -77,6 +152,7 @@ impl Context {
             device,
             queue,
             limits,
+            storage_alignment,
             faults,
             dummy,
         };
@@ -88,17 +164,36 @@ impl Context {
     /// thread, so they are closed before anything is awaited.
     pub(crate) async fn guarded<T>(&self, what: &str, f: impl FnOnce() -> T) -> Result<T> {
         let (value, reports) = {
-            let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
-            let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-            let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-            let value = f();
-            (value, (validation.pop(), memory.pop(), internal.pop()))
+            let scopes = Scopes::push(&self.device);
+            (f(), scopes.pop())
         };
         let reports = [reports.0.await, reports.1.await, reports.2.await];
+        self.judge(what, reports)?;
+        Ok(value)
+    }
+
+    /// [`guarded`](Self::guarded) for a caller that cannot wait. Natively the reports are there at once; in a browser they
+    /// come later, so there errors go to the application's handler.
+    pub(crate) fn guarded_now<T>(&self, what: &str, f: impl FnOnce() -> T) -> Result<T> {
+        if cfg!(target_family = "wasm") {
+            return Ok(f());
+        }
+        let scopes = Scopes::push(&self.device);
+        let value = f();
+        let reports = scopes.pop();
+        let reports = [now(reports.0), now(reports.1), now(reports.2)];
+        self.judge(what, reports.map(Option::flatten))?;
+        Ok(value)
+    }
+
+    fn judge(&self, what: &str, reports: [Option<wgpu::Error>; 3]) -> Result<()> {
         let mut reports: Vec<wgpu::Error> = reports.into_iter().flatten().collect();
         if !reports.is_empty() {
             // After a loss wgpu reports invalid objects; the loss itself is told at the next poll.
             poll(&self.device, &self.faults, wgpu::PollType::Poll);
+            if self.ownership == Ownership::Borrowed && !self.is_alive() {
+                self.faults.mark_lost("the application's device was lost or destroyed".into());
+            }
         }
         self.faults.check()?;
         // What follows from a failed allocation is reported too, as invalid use.
@@ -106,32 +201,67 @@ impl Context {
             bail!(OutOfMemory, "{what}: the device is out of memory; a smaller batch or memory budget would help");
         }
         match reports.pop() {
-            None => Ok(value),
+            None => Ok(()),
             Some(error) => bail!(DeviceFault, "{what}: {}", one_line(&error)),
         }
     }
 
+    /// Whether the device still makes buffers. wgpu tells nobody but the handler of a loss about it, and that handler is
+    /// the application's.
+    fn is_alive(&self) -> bool {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let probe = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("lstm.probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.queue.write_buffer(&probe, 0, &[0; 4]);
+        now(scope.pop()).flatten().is_none()
+    }
+
     /// Buffers of at least the wanted sizes, from the pool or new. If the device has no memory left, the idle
     /// buffers are freed and it is tried once more.
-    pub(crate) async fn acquire(self: &Arc<Self>, wanted: &[Wanted<'_>]) -> Result<Vec<Scratch>> {
+    pub(crate) async fn acquire(self: &Arc<Self>, wanted: &[Wanted]) -> Result<Vec<Scratch>> {
         let take = || wanted.iter().map(|w| self.take_or_create(w)).collect::<Vec<_>>();
         let buffers = match self.guarded("allocating", take).await {
             Err(e) if e.kind() == ErrorKind::OutOfMemory => {
-                self.pool.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.lock_pool().clear();
                 self.guarded("allocating", take).await?
             }
             other => other?,
         };
-        // Only buffers that exist come under the care that returns them to the pool.
-        Ok(buffers.into_iter().map(|buffer| Scratch { context: self.clone(), buffer: Some(buffer) }).collect())
+        Ok(self.adopt(buffers))
     }
 
-    fn take_or_create(&self, wanted: &Wanted<'_>) -> wgpu::Buffer {
+    /// [`acquire`](Self::acquire) for a caller that cannot wait.
+    pub(crate) fn acquire_now(self: &Arc<Self>, wanted: &[Wanted]) -> Result<Vec<Scratch>> {
+        let take = || wanted.iter().map(|w| self.take_or_create(w)).collect::<Vec<_>>();
+        let buffers = match self.guarded_now("allocating", take) {
+            Err(e) if e.kind() == ErrorKind::OutOfMemory => {
+                self.lock_pool().clear();
+                self.guarded_now("allocating", take)?
+            }
+            other => other?,
+        };
+        Ok(self.adopt(buffers))
+    }
+
+    /// Only buffers that exist come under the care that returns them to the pool.
+    fn adopt(self: &Arc<Self>, buffers: Vec<wgpu::Buffer>) -> Vec<Scratch> {
+        buffers.into_iter().map(|buffer| Scratch { context: self.clone(), buffer: Some(buffer) }).collect()
+    }
+
+    fn lock_pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_or_create(&self, wanted: &Wanted) -> wgpu::Buffer {
         let size = size_class(wanted.size_bytes).min(self.limits.buffer_bytes).max(wanted.size_bytes);
-        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(size, wanted.usage);
+        let pooled = self.lock_pool().take(size, wanted.usage);
         let buffer = pooled.unwrap_or_else(|| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(wanted.label),
+                label: Some(&wanted.label),
                 size,
                 usage: wanted.usage,
                 mapped_at_creation: false,
@@ -152,13 +282,48 @@ impl Context {
 
     /// Bytes of idle scratch buffers.
     pub(crate) fn pooled_bytes(&self) -> u64 {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner).bytes
+        self.lock_pool().bytes
+    }
+}
+
+/// Error scopes of this thread for every kind of error.
+struct Scopes {
+    internal: wgpu::ErrorScopeGuard,
+    memory: wgpu::ErrorScopeGuard,
+    validation: wgpu::ErrorScopeGuard,
+}
+
+impl Scopes {
+    fn push(device: &wgpu::Device) -> Self {
+        Self {
+            internal: device.push_error_scope(wgpu::ErrorFilter::Internal),
+            memory: device.push_error_scope(wgpu::ErrorFilter::OutOfMemory),
+            validation: device.push_error_scope(wgpu::ErrorFilter::Validation),
+        }
+    }
+
+    /// Closes them, last opened first; the reports come at once natively, later in a browser.
+    fn pop(self) -> (impl Report, impl Report, impl Report) {
+        let validation = self.validation.pop();
+        (validation, self.memory.pop(), self.internal.pop())
+    }
+}
+
+trait Report: Future<Output = Option<wgpu::Error>> + wgpu::WasmNotSend {}
+
+impl<F: Future<Output = Option<wgpu::Error>> + wgpu::WasmNotSend> Report for F {}
+
+/// The outcome of a future that is ready.
+fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut std::task::Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
     }
 }
 
 /// A scratch buffer to be acquired.
-pub(crate) struct Wanted<'a> {
-    pub(crate) label: &'a str,
+pub(crate) struct Wanted {
+    pub(crate) label: String,
     pub(crate) size_bytes: u64,
     pub(crate) usage: wgpu::BufferUsages,
 }
@@ -185,6 +350,12 @@ impl Scratch {
     pub(crate) fn buffer(&self) -> &wgpu::Buffer {
         self.buffer.as_ref().expect("present until drop")
     }
+
+    /// Lets go of the buffer without the pool; wgpu keeps it while commands use it.
+    #[cfg_attr(not(target_family = "wasm"), allow(dead_code, reason = "where callbacks may own it, they return it"))]
+    pub(crate) fn forget(mut self) {
+        self.buffer = None;
+    }
 }
 
 impl Drop for Scratch {
@@ -192,7 +363,7 @@ impl Drop for Scratch {
         if let Some(buffer) = self.buffer.take()
             && !self.context.faults.is_lost()
         {
-            self.context.pool.lock().unwrap_or_else(PoisonError::into_inner).put(buffer);
+            self.context.lock_pool().put(buffer);
         }
     }
 }

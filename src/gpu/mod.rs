@@ -1,21 +1,26 @@
 //! Stages 5 to 7, record, run, read back: the only folder that names wgpu.
 //!
-//! In:  a [`Plan`](crate::plan::Plan), packed weights, a batch.
-//! Out: a [`BatchOutput`](crate::BatchOutput).
+//! In:  a [`Plan`](crate::plan::Plan), packed weights, a batch on the host or on the device.
+//! Out: a [`BatchOutput`](crate::BatchOutput), or commands in the caller's encoder.
 //! Not here: sizes and layouts, which the plan holds; order of sequences, which `pack` undoes.
 
 mod adapters;
 mod faults;
 mod device;
+mod interop;
+mod job;
 mod model;
 mod pipelines;
 mod run;
 mod self_test;
+mod slots;
 mod wait;
 
-pub(crate) use adapters::list;
-pub(crate) use device::Context;
+pub(crate) use adapters::{list, report};
+pub(crate) use device::{Context, required_features, required_limits};
+pub use interop::{GpuBatch, GpuOutput, GpuTensor};
+pub(crate) use job::Job;
 pub(crate) use model::GpuLstm;
-pub(crate) use run::{DeviceRows, RunOptions};
 pub(crate) use self_test::run as self_test;
+pub(crate) use slots::{GpuSlots, Sequences};
 pub(crate) use wait::Waiting;

@@ -28,6 +28,11 @@ impl Pipelines {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
+    fn keep(&self, id: KernelId, pipeline: wgpu::ComputePipeline) -> wgpu::ComputePipeline {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.entry(id).or_insert(pipeline).clone()
+    }
+
     /// The number of pipelines made.
     pub(crate) fn len(&self) -> usize {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -40,29 +45,37 @@ impl Context {
         if let Some(pipeline) = self.pipelines.get(id) {
             return Ok(pipeline);
         }
+        let pipeline = self.guarded(&id.label(), || self.compile(id)).await?;
+        Ok(self.pipelines.keep(id, pipeline))
+    }
+
+    /// [`pipeline`](Self::pipeline) for a caller that cannot wait.
+    pub(crate) fn pipeline_now(&self, id: KernelId) -> Result<wgpu::ComputePipeline> {
+        if let Some(pipeline) = self.pipelines.get(id) {
+            return Ok(pipeline);
+        }
+        let pipeline = self.guarded_now(&id.label(), || self.compile(id))?;
+        Ok(self.pipelines.keep(id, pipeline))
+    }
+
+    fn compile(&self, id: KernelId) -> wgpu::ComputePipeline {
         let label = id.label();
-        let pipeline = self
-            .guarded(&label, || {
-                let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                    label: Some(&label),
-                    source: wgpu::ShaderSource::Wgsl(id.source().into()),
-                });
-                self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(&label),
-                    layout: Some(&self.pipelines.layouts[&id.kernel].1),
-                    module: &module,
-                    entry_point: Some(id.kernel.entry_point()),
-                    compilation_options: wgpu::PipelineCompilationOptions {
-                        constants: &id.constants(),
-                        // Every kernel writes workgroup memory before it reads it.
-                        zero_initialize_workgroup_memory: false,
-                    },
-                    cache: None,
-                })
-            })
-            .await?;
-        let mut made = self.pipelines.made.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(made.entry(id).or_insert(pipeline).clone())
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(id.source().into()),
+        });
+        self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&self.pipelines.layouts[&id.kernel].1),
+            module: &module,
+            entry_point: Some(id.kernel.entry_point()),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &id.constants(),
+                // Every kernel writes workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        })
     }
 }
 

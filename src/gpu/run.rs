@@ -1,41 +1,23 @@
 //! Record, submit, read back: a loop over the plan.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use super::device::{Context, Scratch, Wanted};
+use super::job::{CallerRange, Job, SlotsOf};
 use super::model::GpuLstm;
 use super::wait::{Signal, Waiting, map};
-use crate::batch::{BatchOutput, Layout, SequenceBatch, SequenceOutput};
-use crate::error::{Error, ErrorKind, Result, bail};
+use crate::batch::{BatchOutput, SequenceOutput};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::padded;
 use crate::pack::{
     Plane, pack_input_rows, pack_state, pack_state_buffer, put_row, row_table, scatter_plane, unpack_state,
 };
-use crate::plan::{BufferId, BufferRange, Content, Plan, PlanRequest, RowsAt, TileOverride, Upload};
+use crate::plan::{BufferId, BufferRange, Caller, Content, Plan, Submit, Upload};
 use crate::spec::Merge;
 
 /// Submits whose results are awaited before more are made, so that memory stays bounded.
 const MAX_IN_FLIGHT: usize = 2;
-
-/// Where rows lie, and what tests fix instead of leaving it to the plan.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct RunOptions<'a> {
-    /// Rows on the device.
-    pub(crate) rows: DeviceRows<'a>,
-    /// Tiles.
-    pub(crate) tiles: TileOverride,
-    /// The memory budget of this run instead of the context's.
-    pub(crate) budget_bytes: Option<u64>,
-}
-
-/// Buffers of the caller that hold input or output rows on the device, dense, in the batch's layout.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct DeviceRows<'a> {
-    /// Read instead of the batch's input.
-    pub(crate) input: Option<&'a wgpu::Buffer>,
-    /// Written instead of [`BatchOutput::output`].
-    pub(crate) output: Option<&'a wgpu::Buffer>,
-}
 
 /// A submit whose results are on their way.
 struct InFlight {
@@ -47,76 +29,25 @@ struct InFlight {
 }
 
 impl GpuLstm {
-    /// The plan for a batch.
-    pub(crate) fn plan(&self, batch: &SequenceBatch<'_>, options: &RunOptions<'_>) -> Result<Plan> {
-        let mut limits = self.context.limits;
-        limits.budget_bytes = options.budget_bytes.unwrap_or(limits.budget_bytes);
-        let at = |device: bool| if device { RowsAt::Device } else { RowsAt::Host };
-        Plan::new(&PlanRequest {
-            spec: &self.spec,
-            lengths: batch.sequence_lengths(),
-            seq_len: batch.seq_len(),
-            layout: batch.layout(),
-            outputs: batch.requested(),
-            initial_state: batch.initial_h().is_some() || batch.initial_c().is_some(),
-            input: at(options.rows.input.is_some()),
-            output: at(options.rows.output.is_some()),
-            limits,
-            tiles: options.tiles,
-        })
-    }
-
-    /// Checks buffers of the caller: what they are for, their sizes and usages.
-    fn check_rows(&self, batch: &SequenceBatch<'_>, rows: &DeviceRows<'_>) -> Result<()> {
-        if rows.output.is_some() && batch.requested().sequence != SequenceOutput::All {
-            bail!(InvalidInput, "output: rows on the device need Outputs::sequence = All");
-        }
-        let num_rows = (batch.seq_len() * batch.batch_size()) as u64;
-        for (name, buffer, width) in
-            [("input", rows.input, self.spec.input_size()), ("output", rows.output, self.spec.output_size())]
-        {
-            let Some(buffer) = buffer else { continue };
-            let needs = num_rows * width as u64 * 4;
-            if buffer.size() < needs {
-                bail!(InvalidInput, "{name}: expected a buffer of {needs} bytes, found {}", buffer.size());
-            }
-            if buffer.size() > self.context.limits.binding_bytes {
-                bail!(
-                    DeviceLimit,
-                    "max_storage_buffer_binding_size: {name} has {} bytes, the device allows {}",
-                    buffer.size(),
-                    self.context.limits.binding_bytes
-                );
-            }
-            if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-                bail!(InvalidInput, "{name}: expected a buffer with usage STORAGE, found {:?}", buffer.usage());
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs a validated batch with at least one valid row.
+    /// Runs a validated job with at least one valid row.
     pub(crate) async fn run(
         &self,
-        batch: &SequenceBatch<'_>,
-        options: RunOptions<'_>,
+        job: &Job<'_>,
         waiting: Waiting,
         progress: &(dyn Fn(f64) + Sync),
     ) -> Result<BatchOutput> {
         let context = &self.context;
         context.faults.check()?;
-        let rows = options.rows;
-        self.check_rows(batch, &rows)?;
-        let plan = self.plan(batch, &options)?;
+        let plan = self.plan(job, false)?;
         let mut pipelines = Vec::with_capacity(plan.kernels.len());
         for &id in &plan.kernels {
             pipelines.push(context.pipeline(id).await?);
         }
-        let scratch = acquire(context, &plan).await?;
-        let resources = Resources { model: self, scratch: &scratch, rows };
-        let bind_groups = context.guarded("binding", || resources.bind_groups(&plan)).await?;
+        let scratch = context.acquire(&wanted(&plan)).await?;
+        let resources = Resources { model: self, plan: &plan, job, scratch: &scratch };
+        let bind_groups = context.guarded("binding", || resources.bind_groups()).await?;
 
-        let mut results = Results::new(batch, self, &plan, rows.output.is_some());
+        let mut results = Results::new(job, self, &plan);
         let mut in_flight: VecDeque<InFlight> = VecDeque::new();
         for submit in 0..plan.submits.len() {
             if in_flight.len() >= MAX_IN_FLIGHT
@@ -125,16 +56,43 @@ impl GpuLstm {
                 finish(context, oldest, waiting, &plan, &mut results).await?;
                 progress((submit + 1 - MAX_IN_FLIGHT) as f64 / plan.submits.len() as f64);
             }
-            let next = context
-                .guarded("submitting", || resources.submit(&plan, submit, batch, &pipelines, &bind_groups))
-                .await?;
+            let next = context.guarded("submitting", || resources.submit(submit, &pipelines, &bind_groups)).await?;
             in_flight.push_back(next);
+        }
+        if let Some(committed) = job.committed {
+            committed.store(true, Ordering::SeqCst);
         }
         while let Some(oldest) = in_flight.pop_front() {
             finish(context, oldest, waiting, &plan, &mut results).await?;
         }
         progress(1.0);
         Ok(results.output)
+    }
+
+    /// Records a validated job with at least one valid row, all of whose results stay on the device.
+    pub(crate) fn record(&self, job: &Job<'_>, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let context = &self.context;
+        context.faults.check()?;
+        let plan = self.plan(job, true)?;
+        let mut pipelines = Vec::with_capacity(plan.kernels.len());
+        for &id in &plan.kernels {
+            pipelines.push(context.pipeline_now(id)?);
+        }
+        let scratch = context.acquire_now(&wanted(&plan))?;
+        let resources = Resources { model: self, plan: &plan, job, scratch: &scratch };
+        context.guarded_now("recording", || {
+            let bind_groups = resources.bind_groups();
+            for submit in &plan.submits {
+                debug_assert!(submit.reads.is_empty(), "what is recorded stays on the device");
+                resources.encode(submit, &pipelines, &bind_groups, encoder);
+            }
+        })?;
+        // The scratch is in use until the commands are done, or dropped without a submit: then the callback is dropped.
+        #[cfg(not(target_family = "wasm"))]
+        encoder.on_submitted_work_done(move || drop(scratch));
+        #[cfg(target_family = "wasm")]
+        scratch.into_iter().for_each(Scratch::forget);
+        Ok(())
     }
 }
 
@@ -155,27 +113,25 @@ async fn finish(
     Ok(())
 }
 
-async fn acquire(context: &std::sync::Arc<Context>, plan: &Plan) -> Result<Vec<Scratch>> {
+/// The scratch buffers of a plan.
+fn wanted(plan: &Plan) -> Vec<Wanted> {
     use wgpu::BufferUsages as U;
-    let labels: Vec<String> = plan.scratch.iter().map(|b| format!("lstm.{}", b.label)).collect();
-    let wanted: Vec<Wanted<'_>> = plan
-        .scratch
+    plan.scratch
         .iter()
-        .zip(&labels)
-        .map(|(b, label)| Wanted {
-            label,
+        .map(|b| Wanted {
+            label: format!("lstm.{}", b.label),
             size_bytes: b.size_bytes,
             usage: if b.uniform { U::UNIFORM | U::COPY_DST } else { U::STORAGE | U::COPY_DST | U::COPY_SRC },
         })
-        .collect();
-    context.acquire(&wanted).await
+        .collect()
 }
 
 /// What the plan's buffer names stand for in this run.
 struct Resources<'a> {
     model: &'a GpuLstm,
+    plan: &'a Plan,
+    job: &'a Job<'a>,
     scratch: &'a [Scratch],
-    rows: DeviceRows<'a>,
 }
 
 impl<'a> Resources<'a> {
@@ -184,36 +140,49 @@ impl<'a> Resources<'a> {
             BufferId::Model { layer, part } => self.model.buffer(layer, part),
             BufferId::Scratch(index) => self.scratch[index].buffer(),
             BufferId::Dummy => &self.model.context.dummy,
-            BufferId::CallerInput => self.rows.input.expect("planned only if given"),
-            BufferId::CallerOutput => self.rows.output.expect("planned only if given"),
+            BufferId::Caller(caller) => &self.caller(caller).buffer,
         }
     }
 
-    /// The bytes of a range; the rest of the *planned* size where it says 0, since pooled buffers are larger.
-    fn size(&self, plan: &Plan, range: &BufferRange) -> u64 {
-        let whole = match range.buffer {
-            BufferId::Scratch(index) => plan.scratch[index].size_bytes,
-            other => self.buffer(other).size(),
-        };
-        if range.size_bytes == 0 { whole - range.offset_bytes } else { range.size_bytes }
+    fn caller(&self, caller: Caller) -> &CallerRange {
+        self.job.callers.get(caller).expect("planned only if given")
     }
 
-    fn bind_groups(&self, plan: &Plan) -> Vec<wgpu::BindGroup> {
+    /// First byte and bytes of a range; the rest of the *planned* size where it says 0, since pooled buffers are larger.
+    fn extent(&self, range: &BufferRange) -> (u64, u64) {
+        let whole = match range.buffer {
+            BufferId::Scratch(index) => self.plan.scratch[index].size_bytes,
+            BufferId::Caller(caller) => {
+                let (alignment, given) = (self.model.context.storage_alignment, self.caller(caller));
+                return (given.binding_offset(alignment), given.binding_bytes(alignment));
+            }
+            other => self.buffer(other).size(),
+        };
+        let size = if range.size_bytes == 0 { whole - range.offset_bytes } else { range.size_bytes };
+        (range.offset_bytes, size)
+    }
+
+    fn bind_groups(&self) -> Vec<wgpu::BindGroup> {
         let context = &self.model.context;
-        plan.bind_groups
+        self.plan
+            .bind_groups
             .iter()
             .map(|group| {
                 let entries: Vec<_> = group
                     .ranges
                     .iter()
                     .enumerate()
-                    .map(|(binding, range)| wgpu::BindGroupEntry {
-                        binding: binding as u32,
-                        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                            buffer: self.buffer(range.buffer),
-                            offset: range.offset_bytes,
-                            size: std::num::NonZeroU64::new(self.size(plan, range)),
-                        }),
+                    .map(|(binding, range)| {
+                        let (offset, size) = self.extent(range);
+                        let size = std::num::NonZeroU64::new(size);
+                        wgpu::BindGroupEntry {
+                            binding: binding as u32,
+                            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                                buffer: self.buffer(range.buffer),
+                                offset,
+                                size,
+                            }),
+                        }
                     })
                     .collect();
                 context.device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -225,39 +194,48 @@ impl<'a> Resources<'a> {
             .collect()
     }
 
-    /// Uploads, records and submits one submit of the plan.
-    fn submit(
+    /// Uploads for one submit of the plan, and records it up to its reads.
+    fn encode(
         &self,
-        plan: &Plan,
-        index: usize,
-        batch: &SequenceBatch<'_>,
+        submit: &Submit,
         pipelines: &[wgpu::ComputePipeline],
         bind_groups: &[wgpu::BindGroup],
-    ) -> InFlight {
-        let context = &self.model.context;
-        let submit = &plan.submits[index];
-        let mut encoder =
-            context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
+        encoder: &mut wgpu::CommandEncoder,
+    ) {
         for upload in &submit.uploads {
             match upload {
-                Upload::Clear { buffer } => encoder.clear_buffer(self.buffer(*buffer), 0, None),
-                other => self.upload(plan, batch, other),
-            }
-        }
-        {
-            let mut pass = encoder
-                .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("lstm.run"), timestamp_writes: None });
-            let mut current = None;
-            for dispatch in &submit.dispatches {
-                if current != Some(dispatch.kernel) {
-                    pass.set_pipeline(&pipelines[dispatch.kernel]);
-                    current = Some(dispatch.kernel);
+                Upload::Clear { buffer: BufferId::Caller(caller) } => {
+                    let range = self.caller(*caller);
+                    encoder.clear_buffer(&range.buffer, range.offset_bytes, Some(range.size_bytes));
                 }
-                pass.set_bind_group(0, &bind_groups[dispatch.bind_group], &[dispatch.uniform_bytes]);
-                let [x, y, z] = dispatch.workgroups;
-                pass.dispatch_workgroups(x, y, z);
+                Upload::Clear { buffer } => {
+                    let (_, size) = self.extent(&BufferRange::from(*buffer));
+                    encoder.clear_buffer(self.buffer(*buffer), 0, Some(size));
+                }
+                other => self.upload(other),
             }
         }
+        let mut pass = encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("lstm.run"), timestamp_writes: None });
+        let mut current = None;
+        for dispatch in &submit.dispatches {
+            if current != Some(dispatch.kernel) {
+                pass.set_pipeline(&pipelines[dispatch.kernel]);
+                current = Some(dispatch.kernel);
+            }
+            pass.set_bind_group(0, &bind_groups[dispatch.bind_group], &[dispatch.uniform_bytes]);
+            let [x, y, z] = dispatch.workgroups;
+            pass.dispatch_workgroups(x, y, z);
+        }
+    }
+
+    /// Uploads, records and submits one submit of the plan.
+    fn submit(&self, index: usize, pipelines: &[wgpu::ComputePipeline], bind_groups: &[wgpu::BindGroup]) -> InFlight {
+        let context = &self.model.context;
+        let submit = &self.plan.submits[index];
+        let mut encoder =
+            context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
+        self.encode(submit, pipelines, bind_groups, &mut encoder);
         let staging: Vec<wgpu::Buffer> = submit
             .staging_bytes
             .iter()
@@ -283,33 +261,49 @@ impl<'a> Resources<'a> {
         InFlight { submit: index, index: submission, signal: map(&staging), staging }
     }
 
-    fn upload(&self, plan: &Plan, batch: &SequenceBatch<'_>, upload: &Upload) {
-        let write =
-            |buffer: BufferId, bytes: &[u8]| self.model.context.queue.write_buffer(self.buffer(buffer), 0, bytes);
+    fn upload(&self, upload: &Upload) {
+        let (job, schedule) = (self.job, &self.plan.schedule);
+        let write_at = |buffer: BufferId, offset_bytes: u64, bytes: &[u8]| {
+            self.model.context.queue.write_buffer(self.buffer(buffer), offset_bytes, bytes);
+        };
+        let write = |buffer: BufferId, bytes: &[u8]| write_at(buffer, 0, bytes);
         match upload {
-            Upload::Uniforms { buffer, bytes } => write(*buffer, bytes),
+            Upload::Uniforms { buffer, offset_bytes, bytes } => write_at(*buffer, *offset_bytes, bytes),
             Upload::InputRows { buffer, rows, stride } => {
-                let packed = pack_input_rows(batch, &plan.schedule, rows.clone(), *stride);
+                let input = job.input.expect("planned for rows on the host");
+                let width = self.model.spec.input_size();
+                let packed = pack_input_rows(input, width, job.order, schedule, rows.clone(), *stride);
                 write(*buffer, bytemuck::cast_slice(&packed));
             }
-            Upload::RowTable { buffer, rows } => {
-                let table = row_table(&plan.schedule, rows.clone(), batch.layout(), batch.seq_len());
+            Upload::RowTable { buffer, first, rows } => {
+                let table = row_table(schedule, rows.clone(), job.order);
+                write_at(*buffer, 4 * *first as u64, bytemuck::cast_slice(&table));
+            }
+            Upload::StateTable { buffer } => {
+                let sequences = schedule.order();
+                let own: Vec<u32> = sequences.iter().map(|&b| b as u32).collect();
+                let slots = |of: &[u32]| sequences.iter().map(|&b| of[b]).collect::<Vec<u32>>();
+                let table = match job.slots {
+                    Some(SlotsOf { from, to, .. }) => [slots(from), slots(to), own].concat(),
+                    None => [own.clone(), own.clone(), own].concat(),
+                };
                 write(*buffer, bytemuck::cast_slice(&table));
             }
             Upload::InitialState { layer, c_len, h, state } => {
-                let (h_first, c_first) = state_offsets(self.model, *layer, batch.batch_size());
+                let batch_size = job.lengths.len();
+                let (h_first, c_first) = state_offsets(self.model, *layer, batch_size);
                 let spec = &self.model.spec.layers()[*layer];
                 let directions = spec.num_directions();
                 let of_layer = |s: Option<&[f32]>, first: usize, width: usize| {
-                    let s = s.map(|s| s[first..][..directions * batch.batch_size() * width].to_vec());
-                    pack_state(s.as_deref(), &plan.schedule, directions, width)
+                    let s = s.map(|s| s[first..][..directions * batch_size * width].to_vec());
+                    pack_state(s.as_deref(), schedule, directions, width)
                 };
-                let h_0 = of_layer(batch.initial_h(), h_first, spec.h_size());
-                let mut c_0 = of_layer(batch.initial_c(), c_first, spec.c_size());
+                let h_0 = of_layer(job.h_0, h_first, spec.h_size());
+                let mut c_0 = of_layer(job.c_0, c_first, spec.c_size());
                 c_0.resize(*c_len, 0.0);
                 write(h[0], bytemuck::cast_slice(&h_0));
                 write(h[1], bytemuck::cast_slice(&h_0));
-                let len = self.size(plan, &BufferRange::from(*state)) as usize / 4;
+                let len = self.extent(&BufferRange::from(*state)).1 as usize / 4;
                 write(*state, bytemuck::cast_slice(&pack_state_buffer(&c_0, &h_0, len)));
             }
             Upload::Clear { .. } => unreachable!("clears are recorded by the caller"),
@@ -337,32 +331,33 @@ fn mapped_view(buffer: &wgpu::Buffer) -> Result<wgpu::BufferView> {
 
 /// The output in the making.
 struct Results<'a> {
-    batch: &'a SequenceBatch<'a>,
+    job: &'a Job<'a>,
     model: &'a GpuLstm,
     output: BatchOutput,
 }
 
 impl<'a> Results<'a> {
-    fn new(batch: &'a SequenceBatch<'a>, model: &'a GpuLstm, plan: &Plan, output_on_device: bool) -> Self {
-        let wanted = batch.requested();
+    fn new(job: &'a Job<'a>, model: &'a GpuLstm, plan: &Plan) -> Self {
+        let wanted = job.outputs;
         let last = model.spec.last_layer();
-        let rows = batch.seq_len() * batch.batch_size();
+        let (rows, batch_size) = (job.array_rows, job.lengths.len());
         let (h_size, c_size) = model.spec.state_sizes();
         let zeros = |wanted: bool, len: usize| wanted.then(|| vec![0.0; len]);
-        debug_assert_eq!(plan.schedule.batch_size(), batch.batch_size());
+        debug_assert_eq!(plan.schedule.batch_size(), batch_size);
+        let (rows_here, states_here) = (!job.to_device, !job.to_device && job.slots.is_none());
         let output = BatchOutput {
-            output: zeros(wanted.sequence == SequenceOutput::All && !output_on_device, rows * last.output_size()),
-            last: zeros(wanted.sequence == SequenceOutput::Last, batch.batch_size() * last.output_size()),
-            h_n: zeros(wanted.final_state, batch.batch_size() * h_size),
-            c_n: zeros(wanted.final_state, batch.batch_size() * c_size),
-            cells: zeros(wanted.cells, rows * last.num_directions() * last.c_size()),
+            output: zeros(rows_here && wanted.sequence == SequenceOutput::All, rows * last.output_size()),
+            last: zeros(rows_here && wanted.sequence == SequenceOutput::Last, batch_size * last.output_size()),
+            h_n: zeros(states_here && wanted.final_state, batch_size * h_size),
+            c_n: zeros(states_here && wanted.final_state, batch_size * c_size),
+            cells: zeros(rows_here && wanted.cells, rows * last.num_directions() * last.c_size()),
         };
-        Self { batch, model, output }
+        Self { job, model, output }
     }
 
     /// Unpacks what a submit read into staging buffer `index`.
     fn take(&mut self, reads: &[crate::plan::Read], index: usize, plan: &Plan, staging: &[u8]) {
-        let batch = self.batch;
+        let batch_size = self.job.lengths.len();
         let spec = &self.model.spec;
         let last = spec.last_layer();
         for read in reads.iter().filter(|r| r.staging == index) {
@@ -386,17 +381,14 @@ impl<'a> Results<'a> {
                         if let (Some(out), Some(column)) = (out, column) {
                             let plane = Plane { values, stride: plan.rows.stride, column, width };
                             let outputs = merge.num_outputs(last.num_directions());
-                            let (layout, t_len, b_len): (Layout, _, _) =
-                                (batch.layout(), batch.seq_len(), batch.batch_size());
-                            let place = |t, b| {
-                                (layout.row(t, b, t_len, b_len) * outputs + direction.min(&(outputs - 1))) * width
-                            };
+                            let order = self.job.order;
+                            let place = |t, b| (order.row(t, b) * outputs + direction.min(&(outputs - 1))) * width;
                             scatter_plane(&plane, &plan.schedule, rows.clone(), place, merge, out);
                         }
                     }
                 }
                 Content::HiddenN { layer } => {
-                    let (first, _) = state_offsets(self.model, *layer, batch.batch_size());
+                    let (first, _) = state_offsets(self.model, *layer, batch_size);
                     put_state(
                         self.output.h_n.as_mut(),
                         first,
@@ -408,7 +400,7 @@ impl<'a> Results<'a> {
                     );
                 }
                 Content::CellN { layer } => {
-                    let (_, first) = state_offsets(self.model, *layer, batch.batch_size());
+                    let (_, first) = state_offsets(self.model, *layer, batch_size);
                     put_state(
                         self.output.c_n.as_mut(),
                         first,
@@ -426,7 +418,7 @@ impl<'a> Results<'a> {
                         for d in 0..last.num_directions() {
                             let column = d.min(last.num_outputs() - 1) * width;
                             for (rank, &b) in plan.schedule.order().iter().enumerate() {
-                                let row = &values[(d * batch.batch_size() + rank) * stride..][..width];
+                                let row = &values[(d * batch_size + rank) * stride..][..width];
                                 put_row(last.merge, &mut out[b * last.output_size() + column..][..width], row);
                             }
                         }

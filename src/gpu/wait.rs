@@ -18,6 +18,15 @@ pub(crate) enum Waiting {
     Async,
 }
 
+/// Whose device it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ownership {
+    /// The engine's: its handlers tell of a loss, and a wait may block in poll.
+    Own,
+    /// An application's: no handlers, and polls return at once.
+    Borrowed,
+}
+
 /// The mappings that belong to a submission.
 struct Mappings {
     expected: usize,
@@ -62,6 +71,8 @@ mod native {
 
     /// Between looks at a mapping whose submission is done but whose callback another thread is about to run.
     const CALLBACK_PAUSE: Duration = Duration::from_micros(50);
+    /// Between looks at a borrowed device.
+    const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
     /// A submission and the mappings of its staging buffers.
     pub(crate) struct Signal {
@@ -87,7 +98,7 @@ mod native {
             waiting: Waiting,
         ) -> Result<()> {
             match waiting {
-                Waiting::Blocking => wait(&waiter.device, &waiter.faults, index, &self.shared),
+                Waiting::Blocking => waiter.poller.wait(index, &self.shared),
                 Waiting::Async => {
                     let (done, told) = oneshot_channel();
                     waiter.hand_over(Task { index, shared: self.shared.clone(), done })?;
@@ -95,8 +106,13 @@ mod native {
                     let _ = told.receive().await;
                 }
             }
-            waiter.faults.check()?;
+            let Poller { faults, ownership, .. } = &waiter.poller;
+            faults.check()?;
             match self.shared.outcome() {
+                // Without a handler, the loss of the device shows in the mappings that it ends.
+                Some(Err(e)) if *ownership == Ownership::Borrowed => {
+                    bail!(DeviceLost, "{e}: the application's device was lost or destroyed")
+                }
                 Some(outcome) => outcome,
                 None => bail!(DeviceLost, "reading back: the device went away; open a new engine"),
             }
@@ -111,24 +127,23 @@ mod native {
 
     /// Polls on behalf of async callers; see the module.
     pub(crate) struct Waiter {
-        faults: Arc<Faults>,
-        device: wgpu::Device,
+        poller: Poller,
         /// Started by the first async wait.
         thread: OnceLock<Result<mpsc::Sender<Task>>>,
     }
 
     impl Waiter {
-        pub(crate) fn new(device: wgpu::Device, faults: Arc<Faults>) -> Self {
-            Self { faults, device, thread: OnceLock::new() }
+        pub(crate) fn new(device: wgpu::Device, faults: Arc<Faults>, ownership: Ownership) -> Self {
+            Self { poller: Poller { device, faults, ownership }, thread: OnceLock::new() }
         }
 
         fn hand_over(&self, task: Task) -> Result<()> {
             let sender = self.thread.get_or_init(|| {
                 let (sender, tasks) = mpsc::channel::<Task>();
-                let (device, faults) = (self.device.clone(), self.faults.clone());
+                let poller = self.poller.clone();
                 let spawned = std::thread::Builder::new().name("lstm-poll".into()).spawn(move || {
                     for task in tasks {
-                        wait(&device, &faults, task.index, &task.shared);
+                        poller.wait(task.index, &task.shared);
                         // The receiver is gone if the caller dropped its run.
                         let _ = task.done.send(());
                     }
@@ -143,18 +158,32 @@ mod native {
         }
     }
 
-    /// Polls until the submission and its mappings are done or the device is lost.
-    ///
-    /// Without a timeout: wgpu-core 30 panics if a wait times out while another thread's call finds the queue empty
-    /// ("the current submission index should be at least the wait submission index"), and drops callbacks with it. A
-    /// driver ends the wait when it loses the device.
-    fn wait(device: &wgpu::Device, faults: &Faults, index: wgpu::SubmissionIndex, shared: &Shared) {
-        if !faults.is_lost() {
-            poll(device, faults, wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
-        }
-        while !faults.is_lost() && shared.outcome().is_none() {
-            std::thread::sleep(CALLBACK_PAUSE);
-            poll(device, faults, wgpu::PollType::Poll);
+    #[derive(Clone)]
+    struct Poller {
+        device: wgpu::Device,
+        faults: Arc<Faults>,
+        ownership: Ownership,
+    }
+
+    impl Poller {
+        /// Polls until the submission and its mappings are done or the device is lost.
+        ///
+        /// Without a timeout: wgpu-core 30 panics if a wait times out while another thread's call finds the queue empty
+        /// ("the current submission index should be at least the wait submission index"), and drops callbacks with it. A
+        /// driver ends the wait when it loses the device.
+        fn wait(&self, index: wgpu::SubmissionIndex, shared: &Shared) {
+            let Self { device, faults, ownership } = self;
+            let mut pause = CALLBACK_PAUSE;
+            if *ownership == Ownership::Own && !faults.is_lost() {
+                poll(device, faults, wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
+            }
+            while !faults.is_lost() && shared.outcome().is_none() {
+                std::thread::sleep(pause);
+                poll(device, faults, wgpu::PollType::Poll);
+                if *ownership == Ownership::Borrowed {
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
         }
     }
 
@@ -230,7 +259,7 @@ mod web {
     }
 
     impl Waiter {
-        pub(crate) fn new(_device: wgpu::Device, faults: Arc<Faults>) -> Self {
+        pub(crate) fn new(_device: wgpu::Device, faults: Arc<Faults>, _ownership: Ownership) -> Self {
             Self { faults }
         }
     }

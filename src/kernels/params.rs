@@ -66,6 +66,7 @@ pub struct CopyParams {
     pub dst_first: u32,
     pub dst_stride: u32,
     pub first_row: u32,
+    pub table_first: u32,
 }
 
 /// `Params` of `shaders/self_test.wgsl`.

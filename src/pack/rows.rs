@@ -2,24 +2,31 @@
 
 use std::ops::Range;
 
-use crate::batch::{Layout, SequenceBatch};
+use crate::batch::RowOrder;
 use crate::kernels::padded;
 use crate::schedule::Schedule;
 use crate::spec::Merge;
 
-/// The packed rows `rows` of the input, [rows, stride], columns past I zero.
-pub fn pack_input_rows(batch: &SequenceBatch<'_>, schedule: &Schedule, rows: Range<usize>, stride: usize) -> Vec<f32> {
+/// The packed rows `rows` of an input of `width` columns, [rows, stride], columns past the width zero.
+pub fn pack_input_rows(
+    input: &[f32],
+    width: usize,
+    order: RowOrder<'_>,
+    schedule: &Schedule,
+    rows: Range<usize>,
+    stride: usize,
+) -> Vec<f32> {
     let first = rows.start;
     let mut packed = vec![0.0; rows.len() * stride];
     for (row, t, b) in schedule.walk(rows) {
-        packed[(row - first) * stride..][..batch.input_size()].copy_from_slice(batch.input_row(t, b));
+        packed[(row - first) * stride..][..width].copy_from_slice(&input[order.row(t, b) * width..][..width]);
     }
     packed
 }
 
-/// For each of the packed rows `rows`, its row in an array of the caller's layout.
-pub fn row_table(schedule: &Schedule, rows: Range<usize>, layout: Layout, seq_len: usize) -> Vec<u32> {
-    schedule.walk(rows).map(|(_, t, b)| layout.row(t, b, seq_len, schedule.batch_size()) as u32).collect()
+/// For each of the packed rows `rows`, its row in the caller's order.
+pub fn row_table(schedule: &Schedule, rows: Range<usize>, order: RowOrder<'_>) -> Vec<u32> {
+    schedule.walk(rows).map(|(_, t, b)| order.row(t, b) as u32).collect()
 }
 
 /// The columns `column..column + width` of packed rows of one direction.
@@ -101,6 +108,7 @@ pub fn pack_state_buffer(c: &[f32], h: &[f32], len: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Layout;
 
     #[test]
     fn scattering_inverts_packing_in_both_layouts() {
@@ -108,17 +116,16 @@ mod tests {
         let (seq_len, batch_size, width) = (5, 4, 3);
         let x: Vec<f32> = (1..=seq_len * batch_size * width).map(|n| n as f32).collect();
         for layout in [Layout::TimeMajor, Layout::BatchMajor] {
-            let shape = layout.shape(seq_len, batch_size, width);
-            let batch = SequenceBatch::new(&x, shape, layout).unwrap().lengths(&lengths).unwrap();
+            let order = RowOrder::Layout { layout, seq_len, batch_size };
             let schedule = Schedule::new(&lengths);
             let mut back = vec![0.0; x.len()];
             // In two chunks, as a long batch is.
             for steps in [0..2, 2..4] {
                 let rows = schedule.rows(steps);
-                let packed = pack_input_rows(&batch, &schedule, rows.clone(), 4);
+                let packed = pack_input_rows(&x, width, order, &schedule, rows.clone(), 4);
                 assert!(packed.chunks_exact(4).all(|row| row[3] == 0.0));
                 let place = |t, b| layout.row(t, b, seq_len, batch_size) * width;
-                let table = row_table(&schedule, rows.clone(), layout, seq_len);
+                let table = row_table(&schedule, rows.clone(), order);
                 let places: Vec<_> = schedule.walk(rows.clone()).map(|(_, t, b)| place(t, b) / width).collect();
                 assert_eq!(table.iter().map(|&r| r as usize).collect::<Vec<_>>(), places);
                 let plane = Plane { values: &packed, stride: 4, column: 0, width };

@@ -5,6 +5,7 @@
 //! Afterwards recording is a loop over the plan: no size is computed and no layout is chosen any more.
 //! Not here: wgpu types, weight values, sequence values.
 
+mod copies;
 mod layers;
 mod planner;
 pub mod tiles;
@@ -12,7 +13,7 @@ pub mod tiles;
 use std::fmt::Write;
 use std::ops::Range;
 
-use crate::batch::{Layout, Outputs};
+use crate::batch::Outputs;
 use crate::error::Result;
 use crate::kernels::{Kernel, KernelId, ModelPart, padded};
 use crate::schedule::Schedule;
@@ -42,8 +43,79 @@ pub struct PlanLimits {
 pub enum RowsAt {
     /// On the host; packed and unpacked there.
     Host,
-    /// In a buffer of the caller on the device, dense, in the batch's layout.
+    /// In buffers of the caller on the device, dense, in the order that the row table says.
     Device,
+}
+
+/// Where initial or final states lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatesAt {
+    /// On the host; packed and unpacked there.
+    Host,
+    /// In two buffers of the caller on the device, h and c, [L·D, B, size].
+    Arrays,
+    /// In one buffer of the caller, a row per slot: h of all layers, then c of all layers.
+    Slots {
+        /// Slots of the buffer.
+        num_slots: usize,
+    },
+}
+
+/// A buffer of the caller, by what it is to the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Caller {
+    /// Input rows, [.., I].
+    Input,
+    /// Rows of all hidden states, [.., D·H].
+    Output,
+    /// Rows of all cell states, [.., D·H].
+    Cells,
+    /// Hidden states at the last valid steps, [B, D·H].
+    Last,
+    /// Initial hidden states.
+    H0,
+    /// Initial cell states.
+    C0,
+    /// Final hidden states.
+    HN,
+    /// Final cell states.
+    CN,
+    /// Slots of a stream, which hold initial and final states.
+    Slots,
+}
+
+impl Caller {
+    /// All of them.
+    pub const ALL: [Caller; 9] = [
+        Caller::Input,
+        Caller::Output,
+        Caller::Cells,
+        Caller::Last,
+        Caller::H0,
+        Caller::C0,
+        Caller::HN,
+        Caller::CN,
+        Caller::Slots,
+    ];
+
+    /// Its place in [`Caller::ALL`].
+    pub fn index(self) -> usize {
+        Self::ALL.iter().position(|&c| c == self).expect("ALL lists every buffer")
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Caller::Input => "caller_input",
+            Caller::Output => "caller_output",
+            Caller::Cells => "caller_cells",
+            Caller::Last => "caller_last",
+            Caller::H0 => "caller_h_0",
+            Caller::C0 => "caller_c_0",
+            Caller::HN => "caller_h_n",
+            Caller::CN => "caller_c_n",
+            Caller::Slots => "caller_slots",
+        }
+    }
 }
 
 /// What is to be planned.
@@ -53,22 +125,46 @@ pub struct PlanRequest<'a> {
     pub spec: &'a LstmSpec,
     /// The lengths, `[B]`; at least one is not 0.
     pub lengths: &'a [usize],
-    /// T of the arrays.
-    pub seq_len: usize,
-    /// Axis order of the arrays.
-    pub layout: Layout,
+    /// Rows of the caller's arrays: T·B, or the number of valid rows if there are no others.
+    pub array_rows: usize,
     /// What is to be returned.
     pub outputs: Outputs,
-    /// Whether an initial h or c is given.
-    pub initial_state: bool,
+    /// Where initial states lie; `None` for zero.
+    pub initial: Option<StatesAt>,
+    /// Where final states go, if asked for.
+    pub finals: StatesAt,
     /// Where the input lies.
     pub input: RowsAt,
-    /// Where the output rows go (`Outputs::sequence` = All); states and last rows always go to the host.
+    /// Where rows and last rows go.
     pub output: RowsAt,
+    /// Whether all submits become one, so that nothing may be written twice before it.
+    pub recorded: bool,
+    /// First f32 of each buffer of the caller in its binding, by [`Caller::index`].
+    pub caller_first: [u32; Caller::ALL.len()],
     /// Limits.
     pub limits: PlanLimits,
     /// Tiles fixed by a test.
     pub tiles: TileOverride,
+}
+
+impl<'a> PlanRequest<'a> {
+    /// A batch whose rows and states lie on the host; zero initial states.
+    pub fn new(spec: &'a LstmSpec, lengths: &'a [usize], limits: PlanLimits) -> Self {
+        Self {
+            spec,
+            lengths,
+            array_rows: lengths.iter().sum(),
+            outputs: Outputs::default(),
+            initial: None,
+            finals: StatesAt::Host,
+            input: RowsAt::Host,
+            output: RowsAt::Host,
+            recorded: false,
+            caller_first: [0; Caller::ALL.len()],
+            limits,
+            tiles: TileOverride::default(),
+        }
+    }
 }
 
 /// A buffer that the plan refers to.
@@ -85,10 +181,8 @@ pub enum BufferId {
     Scratch(usize),
     /// A few unused bytes, for bindings that a variant does not need.
     Dummy,
-    /// The caller's input on the device.
-    CallerInput,
-    /// The caller's output on the device.
-    CallerOutput,
+    /// A buffer of the caller on the device.
+    Caller(Caller),
 }
 
 impl BufferId {
@@ -118,8 +212,7 @@ impl BufferRange {
             BufferId::Model { layer, part } => format!("{}.l{layer}", part.name()),
             BufferId::Scratch(index) => index.to_string(),
             BufferId::Dummy => "dummy".to_owned(),
-            BufferId::CallerInput => "caller_input".to_owned(),
-            BufferId::CallerOutput => "caller_output".to_owned(),
+            BufferId::Caller(caller) => caller.name().to_owned(),
         };
         if self.offset_bytes > 0 { format!("{name}@{}", self.offset_bytes) } else { name }
     }
@@ -171,6 +264,8 @@ pub enum Upload {
     Uniforms {
         /// Destination.
         buffer: BufferId,
+        /// First byte of it.
+        offset_bytes: u64,
         /// Content.
         bytes: Vec<u8>,
     },
@@ -187,8 +282,16 @@ pub enum Upload {
     RowTable {
         /// Destination, u32 each.
         buffer: BufferId,
+        /// First entry.
+        first: usize,
         /// Packed rows.
         rows: Range<usize>,
+    },
+    /// For each rank the row that its state comes from, then the row that it goes to (both may be `NONE`), then its
+    /// sequence; [3, B].
+    StateTable {
+        /// Destination, u32 each.
+        buffer: BufferId,
     },
     /// Initial states of one layer: both h buffers, and the whole state buffer (c or zeros, h_n, and zeros).
     InitialState {
@@ -333,8 +436,9 @@ impl Plan {
             writeln!(out, "submit {i}")?;
             for upload in &submit.uploads {
                 match upload {
-                    Upload::Uniforms { buffer, bytes } => {
-                        writeln!(out, "  upload uniforms {} B to {buffer:?}", bytes.len())?
+                    Upload::Uniforms { buffer, bytes, offset_bytes } => {
+                        let at = if *offset_bytes > 0 { format!(" at {offset_bytes}") } else { String::new() };
+                        writeln!(out, "  upload uniforms {} B to {buffer:?}{at}", bytes.len())?
                     }
                     other => writeln!(out, "  upload {other:?}")?,
                 }

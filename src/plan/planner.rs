@@ -10,16 +10,16 @@ use std::ops::Range;
 
 use super::{
     BindGroup, BufferId, BufferRange, Content, Dispatch, LayerKernels, Plan, PlanRequest, Read, RowLayout, RowsAt,
-    ScratchBuffer, Submit, Upload, tiles,
+    ScratchBuffer, StatesAt, Submit, Upload, tiles,
 };
 use crate::batch::SequenceOutput;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step};
-use crate::kernels::{CellCode, Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
+use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
 use crate::schedule::Schedule;
-use crate::spec::{LayerSpec, Merge};
+use crate::spec::LayerSpec;
 
-const F32: u64 = 4;
+pub(super) const F32: u64 = 4;
 const VEC4: u64 = 16;
 /// Gates of a chunk are kept to about this size: large enough to fill any device, small enough to stay near
 /// its caches.
@@ -43,26 +43,28 @@ pub(super) fn plan(request: &PlanRequest<'_>) -> Result<Plan> {
 
 /// Where the rows that enter a layer lie.
 #[derive(Debug, Clone, Copy)]
-struct RowSource {
+pub(super) struct RowSource {
     /// One plane per direction of the layer before; the second is absent for one direction.
-    planes: [Option<BufferId>; 2],
+    pub(super) planes: [Option<BufferId>; 2],
     /// Width of a row of a plane in vec4.
-    k4: usize,
+    pub(super) k4: usize,
     /// Whether the planes hold all rows (else the rows of the chunk).
     whole: bool,
 }
 
 /// The buffers of one layer that live through the run.
 #[derive(Debug, Clone, Copy)]
-struct LayerBuffers {
-    h: [BufferId; 2],
-    state: BufferId,
+pub(super) struct LayerBuffers {
+    pub(super) h: [BufferId; 2],
+    pub(super) state: BufferId,
     /// With a second product: its input.
     m: Option<BufferId>,
     /// With layer normalisation: the sums of the gates.
     sums: Option<BufferId>,
-    state_h_n: usize,
-    state_last: Option<usize>,
+    /// f32 from one rank to the next of what lies first in `state`.
+    pub(super) c_stride: usize,
+    pub(super) state_h_n: usize,
+    pub(super) state_last: Option<usize>,
 }
 
 struct Group {
@@ -70,20 +72,26 @@ struct Group {
     reverse: &'static [bool],
 }
 
-struct Planner<'a> {
-    request: &'a PlanRequest<'a>,
-    layers: &'a [LayerSpec],
+pub(super) struct Planner<'a> {
+    pub(super) request: &'a PlanRequest<'a>,
+    pub(super) layers: &'a [LayerSpec],
     layouts: Vec<LayerLayout>,
     layer_kernels: Vec<LayerKernels>,
-    schedule: Schedule,
+    pub(super) schedule: Schedule,
     max_chunk_rows: usize,
     scratch: Vec<ScratchBuffer>,
     kernels: Vec<KernelId>,
     kernel_index: HashMap<KernelId, usize>,
     bind_groups: Vec<BindGroup>,
     bind_group_index: HashMap<BindGroup, usize>,
-    submits: Vec<Submit>,
-    rows: RowLayout,
+    pub(super) submits: Vec<Submit>,
+    pub(super) rows: RowLayout,
+    /// The table of states by rank, if states or last rows move on the device.
+    pub(super) state_table: Option<BufferId>,
+    /// Packed rows whose table a recording has uploaded.
+    pub(super) row_tables: Vec<Range<usize>>,
+    /// Bytes of uniforms that earlier chunks keep.
+    uniform_bytes: u64,
     /// The buffers of chunks: one per role, shared by all groups and grown to the largest.
     slots: HashMap<Slot, usize>,
     /// Whole sequences that no later group reads; the next ones take their place.
@@ -157,6 +165,9 @@ impl<'a> Planner<'a> {
             bind_group_index: HashMap::new(),
             submits: Vec::new(),
             rows,
+            state_table: None,
+            row_tables: Vec::new(),
+            uniform_bytes: 0,
             slots: HashMap::new(),
             dead_planes: Vec::new(),
         }
@@ -169,6 +180,9 @@ impl<'a> Planner<'a> {
             source = Some(self.plan_group(&group, source, &buffers)?);
         }
         self.read_states(&buffers);
+        if self.request.recorded {
+            self.check_budget()?;
+        }
         Ok(Plan {
             schedule: self.schedule,
             scratch: self.scratch,
@@ -293,12 +307,21 @@ impl<'a> Planner<'a> {
                 false => None,
             };
             // Either way `last` starts as zero: nothing else writes it for a sequence of length 0.
-            if self.request.initial_state {
-                first.uploads.push(Upload::InitialState { layer: l, c_len: state_h_n, h, state });
-            } else {
-                first.uploads.extend([h[0], h[1], state].map(|buffer| Upload::Clear { buffer }));
+            match self.request.initial {
+                Some(StatesAt::Host) => {
+                    first.uploads.push(Upload::InitialState { layer: l, c_len: state_h_n, h, state });
+                }
+                // What is gathered on the device covers all that a sequence with a step reads.
+                Some(_) if self.request.lengths.iter().all(|&n| n > 0) => {}
+                Some(_) => first.uploads.push(Upload::Clear { buffer: state }),
+                None => first.uploads.extend([h[0], h[1], state].map(|buffer| Upload::Clear { buffer })),
             }
-            buffers.push(LayerBuffers { h, state, m, sums, state_h_n, state_last });
+            buffers.push(LayerBuffers { h, state, m, sums, c_stride: c_width, state_h_n, state_last });
+        }
+        if self.uses_state_table() {
+            let buffer = self.allocate("state_table".into(), 3 * batch as u64 * F32, false)?;
+            self.state_table = Some(buffer);
+            first.uploads.push(Upload::StateTable { buffer });
         }
         self.submits.push(first);
         Ok(buffers)
@@ -364,13 +387,20 @@ impl<'a> Planner<'a> {
         }
         let out_row = if out_whole { 0 } else { out_stride as u64 * F32 };
         let row_table = self.uses_table() && (source.is_none() || is_last);
-        // A whole sequence goes through the table at once.
-        let table_bytes = |rows: u64| if row_table { F32 * if whole { total_rows as u64 } else { rows } } else { 0 };
+        // A whole sequence goes through the table at once; a recording keeps the tables of all chunks.
+        let keeps_all = whole || self.request.recorded;
+        let table_bytes =
+            |rows: u64| if row_table { F32 * if keeps_all { total_rows as u64 } else { rows } } else { 0 };
         // One record per dispatch that differs: steps, input projections, and copies of the whole table if need be.
         let record_bytes = u64::from(self.record_bytes());
         let num_steps = self.schedule.num_steps().min(MAX_STEPS_PER_CHUNK);
         let (num_layers, num_directions) = (group.layers.len(), group.reverse.len());
-        let copies = if row_table { 3 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
+        let mut copies = if row_table { 5 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
+        if self.state_table.is_some() && (source.is_none() || is_last) {
+            // Per cell: both buffers of h, the final h, c; and at the end h and c, and the last rows.
+            let per_copy = self.schedule.batch_size() / limits.workgroups as usize + 1;
+            copies += (6 * self.request.spec.num_cells() + 2) * per_copy;
+        }
         // Every timestep has a row, so a chunk has at most as many steps as rows.
         let records = |rows: u64| num_layers * (num_steps.min(rows as usize) + num_directions) + copies;
         let slots = |rows: u64| {
@@ -433,18 +463,23 @@ impl<'a> Planner<'a> {
         let table = slot_buffers[5];
         let uniforms = slot_buffers[6].expect("there are steps");
         let record_bytes = self.record_bytes();
+        let is_first = source.is_none();
 
         for (k, steps) in chunks.iter().enumerate() {
             let mut chunk = Chunk {
                 submit: Submit::default(),
                 uniforms,
+                uniforms_first: self.uniform_bytes,
                 uniform_bytes: Vec::new(),
                 record_bytes,
                 steps: steps.clone(),
                 capacity,
                 buffer_bytes: limits.buffer_bytes,
             };
-            if source.is_none() {
+            if is_first && k == 0 {
+                self.plan_initial(&mut chunk, buffers);
+            }
+            if is_first {
                 self.plan_input(&mut chunk, &input, table, whole, k == 0);
             }
             let mut rows_in = input;
@@ -459,8 +494,11 @@ impl<'a> Planner<'a> {
             if is_last {
                 let end = k + 1 == chunks.len();
                 self.plan_output(&mut chunk, out_planes, table, out_whole, end);
+                if end {
+                    self.plan_finals(&mut chunk, buffers);
+                }
             }
-            self.finish_chunk(chunk);
+            self.finish_chunk(chunk)?;
         }
         if input.whole {
             self.dead_planes.extend(input.planes.into_iter().flatten().filter_map(BufferId::scratch));
@@ -474,6 +512,27 @@ impl<'a> Planner<'a> {
 
     fn uses_table(&self) -> bool {
         self.request.input == RowsAt::Device || self.request.output == RowsAt::Device
+    }
+
+    fn uses_state_table(&self) -> bool {
+        let on_device = |states: StatesAt| states != StatesAt::Host;
+        self.request.initial.is_some_and(on_device)
+            || (self.request.outputs.final_state && on_device(self.request.finals))
+            || (self.request.outputs.sequence == SequenceOutput::Last && self.request.output == RowsAt::Device)
+    }
+
+    /// What a recording keeps of every chunk is known only at its end.
+    fn check_budget(&self) -> Result<(), Refusal> {
+        let (needs, limit) = (self.bytes_with(&[]), self.request.limits.budget_bytes);
+        if needs > limit {
+            let message = format!(
+                "memory budget: recording {} timesteps of {} sequences needs {needs} bytes, the limit is {limit}",
+                self.schedule.num_steps(),
+                self.schedule.batch_size()
+            );
+            return Err(Refusal { error: Error::new(ErrorKind::DeviceLimit, message), over_budget: true });
+        }
+        Ok(())
     }
 
     /// Bytes from one uniform record to the next.
@@ -541,14 +600,14 @@ impl<'a> Planner<'a> {
         self.schedule.rows(self.direction_steps(steps, reverse))
     }
 
-    fn kernel(&mut self, id: KernelId) -> usize {
+    pub(super) fn kernel(&mut self, id: KernelId) -> usize {
         *self.kernel_index.entry(id).or_insert_with(|| {
             self.kernels.push(id);
             self.kernels.len() - 1
         })
     }
 
-    fn bind_group(&mut self, kernel: Kernel, ranges: Vec<BufferRange>) -> usize {
+    pub(super) fn bind_group(&mut self, kernel: Kernel, ranges: Vec<BufferRange>) -> usize {
         debug_assert_eq!(ranges.len(), kernel.bindings().len());
         let group = BindGroup { kernel, ranges };
         if let Some(&index) = self.bind_group_index.get(&group) {
@@ -557,56 +616,6 @@ impl<'a> Planner<'a> {
         self.bind_groups.push(group.clone());
         self.bind_group_index.insert(group, self.bind_groups.len() - 1);
         self.bind_groups.len() - 1
-    }
-
-    /// Brings the chunk's input rows to the device, or gathers them there.
-    fn plan_input(&mut self, chunk: &mut Chunk, input: &RowSource, table: Option<BufferId>, whole: bool, first: bool) {
-        if whole && !first {
-            return;
-        }
-        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
-        let buffer = input.planes[0].expect("the input has a plane");
-        let stride = input.k4 * 4;
-        match (self.request.input, table) {
-            (RowsAt::Device, Some(table)) => {
-                chunk.submit.uploads.push(Upload::RowTable { buffer: table, rows: rows.clone() });
-                let width = self.layers[0].input_size as u32;
-                let params = CopyParams {
-                    rows: rows.len() as u32,
-                    width,
-                    dst_width: stride as u32,
-                    scatter: 0,
-                    src_first: 0,
-                    src_stride: width,
-                    dst_first: 0,
-                    dst_stride: stride as u32,
-                    first_row: 0,
-                };
-                self.push_copy(chunk, params, table, BufferId::CallerInput, buffer);
-            }
-            _ => chunk.submit.uploads.push(Upload::InputRows { buffer, rows, stride }),
-        }
-    }
-
-    /// Copies the rows 0..`params.rows` of the table, in as many dispatches as the workgroup limit asks for.
-    fn push_copy(&mut self, chunk: &mut Chunk, params: CopyParams, table: BufferId, src: BufferId, dst: BufferId) {
-        let (rows, columns) = (params.rows as usize, params.dst_width as usize);
-        let kernel = tiles::choose(Kernel::CopyRows, CellCode::default(), rows, columns, self.request.tiles);
-        let reach = (self.request.limits.workgroups as usize).saturating_mul(kernel.rows_per_workgroup() as usize);
-        for first_row in (0..rows).step_by(reach) {
-            let end = rows.min(first_row + reach);
-            let params = CopyParams { rows: end as u32, first_row: first_row as u32, ..params };
-            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
-            let ranges = vec![chunk.uniform_range(size_of::<CopyParams>()), table.into(), src.into(), dst.into()];
-            let bind_group = self.bind_group(Kernel::CopyRows, ranges);
-            let workgroups = [
-                params.dst_width.div_ceil(kernel.lanes),
-                ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
-                1,
-            ];
-            let kernel = self.kernel(kernel);
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
-        }
     }
 
     /// One layer of one chunk: the input projection of each direction, then the steps.
@@ -780,92 +789,14 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Takes the chunk's rows of the last layer back to the host, or scatters them on the device.
-    fn plan_output(
-        &mut self,
-        chunk: &mut Chunk,
-        planes: [Option<BufferId>; 2],
-        table: Option<BufferId>,
-        whole: bool,
-        end: bool,
-    ) {
-        if self.rows.stride == 0 || (whole && !end) {
-            return;
-        }
-        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
-        let layer = *self.request.spec.last_layer();
-        let to_device = self.request.output == RowsAt::Device && self.rows.h_column.is_some();
-        if to_device && let Some(table) = table {
-            if rows.start == 0 {
-                chunk.submit.uploads.push(Upload::Clear { buffer: BufferId::CallerOutput });
-            }
-            chunk.submit.uploads.push(Upload::RowTable { buffer: table, rows: rows.clone() });
-            for (d, plane) in planes.into_iter().flatten().enumerate() {
-                let width = layer.h_size() as u32;
-                let (scatter, column) = match layer.merge {
-                    Merge::Concat => (1, d as u32),
-                    // The first direction is written, the second added.
-                    Merge::Sum => (1 + d as u32, 0),
-                };
-                let params = CopyParams {
-                    rows: rows.len() as u32,
-                    width,
-                    dst_width: width,
-                    scatter,
-                    src_first: 0,
-                    src_stride: self.rows.stride as u32,
-                    dst_first: column * width,
-                    dst_stride: layer.output_size() as u32,
-                    first_row: 0,
-                };
-                self.push_copy(chunk, params, table, plane, BufferId::CallerOutput);
-            }
-        }
-        if !to_device || self.rows.c_column.is_some() {
-            for (direction, plane) in planes.into_iter().flatten().enumerate() {
-                chunk.push_read(
-                    Content::Rows { direction, rows: rows.clone() },
-                    BufferRange {
-                        buffer: plane,
-                        offset_bytes: 0,
-                        size_bytes: (rows.len() * self.rows.stride) as u64 * F32,
-                    },
-                );
-            }
-        }
-    }
-
-    /// Final states and last rows, read with the last submit.
-    fn read_states(&mut self, buffers: &[LayerBuffers]) {
-        let batch = self.schedule.batch_size();
-        let submit = self.submits.last_mut().expect("there is a first submit");
-        let mut chunk_reads = Chunk::reads_of(std::mem::take(submit), self.request.limits.buffer_bytes);
-        for (layer, b) in buffers.iter().enumerate() {
-            let spec = &self.layers[layer];
-            let rows = spec.num_directions() * batch;
-            let h_bytes = (rows * padded(spec.h_size())) as u64 * F32;
-            let range = |first: usize, size_bytes: u64| BufferRange {
-                buffer: b.state,
-                offset_bytes: first as u64 * F32,
-                size_bytes,
-            };
-            if self.request.outputs.final_state {
-                if spec.cell.has_cell_state() {
-                    chunk_reads.push_read(Content::CellN { layer }, range(0, b.state_h_n as u64 * F32));
-                }
-                chunk_reads.push_read(Content::HiddenN { layer }, range(b.state_h_n, h_bytes));
-            }
-            if let Some(first) = b.state_last {
-                chunk_reads.push_read(Content::Last, range(first, h_bytes));
-            }
-        }
-        *submit = chunk_reads.submit;
-    }
-
     /// Adds a chunk as a submit; the first one joins the submit that holds the initial states.
-    fn finish_chunk(&mut self, chunk: Chunk) {
-        let Chunk { mut submit, uniforms, uniform_bytes, .. } = chunk;
-        submit.uploads.push(Upload::Uniforms { buffer: uniforms, bytes: uniform_bytes });
+    fn finish_chunk(&mut self, chunk: Chunk) -> Result<()> {
+        let Chunk { mut submit, uniforms, uniforms_first, uniform_bytes, .. } = chunk;
+        if self.request.recorded {
+            self.uniform_bytes += uniform_bytes.len() as u64;
+            self.allocate_slot(Slot::Uniforms, self.uniform_bytes)?;
+        }
+        submit.uploads.push(Upload::Uniforms { buffer: uniforms, offset_bytes: uniforms_first, bytes: uniform_bytes });
         match self.submits.as_mut_slice() {
             [first] if first.dispatches.is_empty() => {
                 let mut uploads = std::mem::take(&mut first.uploads);
@@ -874,6 +805,7 @@ impl<'a> Planner<'a> {
             }
             _ => self.submits.push(submit),
         }
+        Ok(())
     }
 }
 
@@ -900,12 +832,14 @@ struct Stored {
 }
 
 /// A submit in the making.
-struct Chunk {
-    submit: Submit,
+pub(super) struct Chunk {
+    pub(super) submit: Submit,
     uniforms: BufferId,
+    /// Where this chunk's uniforms start in their buffer.
+    uniforms_first: u64,
     uniform_bytes: Vec<u8>,
     record_bytes: u32,
-    steps: Range<usize>,
+    pub(super) steps: Range<usize>,
     /// Rows per direction that the gates buffer has room for.
     capacity: usize,
     /// The largest buffer that the device allows.
@@ -914,10 +848,11 @@ struct Chunk {
 
 impl Chunk {
     /// Only for adding reads to a finished submit.
-    fn reads_of(submit: Submit, buffer_bytes: u64) -> Self {
+    pub(super) fn reads_of(submit: Submit, buffer_bytes: u64) -> Self {
         Self {
             submit,
             uniforms: BufferId::Dummy,
+            uniforms_first: 0,
             uniform_bytes: Vec::new(),
             record_bytes: 0,
             steps: 0..0,
@@ -927,18 +862,18 @@ impl Chunk {
     }
 
     /// Appends a record; returns its dynamic offset.
-    fn push_uniform(&mut self, record: &[u8]) -> u32 {
+    pub(super) fn push_uniform(&mut self, record: &[u8]) -> u32 {
         let offset = self.uniform_bytes.len();
         self.uniform_bytes.extend_from_slice(record);
         self.uniform_bytes.resize(offset + self.record_bytes as usize, 0);
-        offset as u32
+        (self.uniforms_first + offset as u64) as u32
     }
 
-    fn uniform_range(&self, size_bytes: usize) -> BufferRange {
+    pub(super) fn uniform_range(&self, size_bytes: usize) -> BufferRange {
         BufferRange { buffer: self.uniforms, offset_bytes: 0, size_bytes: size_bytes as u64 }
     }
 
-    fn push_read(&mut self, content: Content, range: BufferRange) {
+    pub(super) fn push_read(&mut self, content: Content, range: BufferRange) {
         let staging = &mut self.submit.staging_bytes;
         match staging.last_mut() {
             Some(size) if *size + range.size_bytes <= self.buffer_bytes => *size += range.size_bytes,

@@ -11,13 +11,14 @@ mod fixture;
 mod onnx;
 mod parity;
 mod robustness;
+mod stream;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use wgpu_lstm::{AdapterReport, DeviceChoice, Engine, EngineOptions, LimitsProfile};
+use wgpu_lstm::{AdapterReport, DeviceChoice, Engine, EngineOptions, LimitsProfile, wgpu};
 
 /// An adapter under test; its engine is opened by the first test that needs it.
 struct Subject {
@@ -44,6 +45,12 @@ impl Subject {
         opened.clone().map_err(Failed::from)
     }
 
+    /// The adapter as an application finds it.
+    fn adapter(&self) -> Result<wgpu::Adapter, Failed> {
+        let DeviceChoice::GpuIndex(index) = self.options.device else { return Err("expected a number".into()) };
+        Ok(pollster::block_on(wgpu_lstm::internals::adapter(index)).ok_or("the adapter went away")?)
+    }
+
     /// A new engine on the same adapter with other options.
     fn open(&self, change: impl FnOnce(EngineOptions) -> EngineOptions) -> Result<Engine, Failed> {
         Ok(Engine::open_blocking(change(self.options.clone()))?)
@@ -65,8 +72,16 @@ fn main() {
     let mut trials = vec![presence(&adapters)];
     let mut subjects: Vec<_> = adapters.iter().map(|a| Subject::new(a, LimitsProfile::Adapter)).collect();
     subjects.extend(adapters.first().map(|a| Subject::new(a, LimitsProfile::WebGpuDefaults)));
-    let tests =
-        [bits::TESTS, device_rows::TESTS, robustness::TESTS, parity::TESTS, conformance::TESTS, onnx::TESTS].concat();
+    let tests = [
+        bits::TESTS,
+        device_rows::TESTS,
+        stream::TESTS,
+        robustness::TESTS,
+        parity::TESTS,
+        conformance::TESTS,
+        onnx::TESTS,
+    ]
+    .concat();
     for subject in &subjects {
         for (name, test) in &tests {
             let (subject, test) = (subject.clone(), *test);

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, device, plan, pooled_bytes};
+use wgpu_lstm::internals::{Fixed, plan, pooled_bytes};
 use wgpu_lstm::{Direction, EngineOptions, ErrorKind, LstmSpec, Outputs, SequenceOutput};
 
 use crate::bits::equal_outputs;
@@ -76,7 +76,7 @@ fn lost(subject: &Subject) -> Result<(), Failed> {
         let engine = subject.open(|o| o)?;
         let lstm = engine.load_blocking(&case.weights)?;
         lstm.run_blocking(&case.batch())?;
-        device(&engine).ok_or("not on a GPU")?.0.destroy();
+        engine.device_and_queue().ok_or("not on a GPU")?.0.destroy();
         let begun = Instant::now();
         for waiting in order.repeat(2) {
             let output = match waiting {

@@ -85,7 +85,7 @@ fn structs_have_the_same_members_on_both_sides() {
     let input = members!(InputParams: rows, columns, x0_first, x0_k4, x1_first, x1_k4, gates_first, x0_stride,
         x1_stride);
     let copy = members!(CopyParams: rows, width, dst_width, scatter, src_first, src_stride, dst_first, dst_stride,
-        first_row);
+        first_row, table_first);
     let self_test = members!(SelfTestParams: num_probes, long_loop, outer_loop, inner_loop);
     for id in KernelId::all() {
         let expected: Vec<(&str, _)> = match id.kernel {

@@ -25,5 +25,7 @@ mod onnx;
 mod reference;
 #[cfg(feature = "gpu")]
 mod snapshot;
+#[cfg(feature = "cpu")]
+mod stream;
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use wgpu_lstm::internals::{
-    BindingKind, BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, TileOverride, Upload,
+    BindingKind, BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, StatesAt, Upload,
 };
-use wgpu_lstm::{Direction, ErrorKind, LayerSpec, Layout, LstmSpec, Merge, Outputs, SequenceOutput};
+use wgpu_lstm::{Direction, ErrorKind, LayerSpec, LstmSpec, Merge, Outputs, SequenceOutput};
 
 use crate::fixture::variant_layers;
 use crate::snapshot;
@@ -20,18 +20,7 @@ const DEFAULTS: PlanLimits = PlanLimits {
 };
 
 fn request<'a>(spec: &'a LstmSpec, lengths: &'a [usize], limits: PlanLimits) -> PlanRequest<'a> {
-    PlanRequest {
-        spec,
-        lengths,
-        seq_len: lengths.iter().copied().max().unwrap_or(0),
-        layout: Layout::BatchMajor,
-        outputs: Outputs::default(),
-        initial_state: false,
-        input: RowsAt::Host,
-        output: RowsAt::Host,
-        limits,
-        tiles: TileOverride::default(),
-    }
+    PlanRequest::new(spec, lengths, limits)
 }
 
 #[test]
@@ -43,7 +32,7 @@ fn plans_are_as_reviewed() {
     let bidirectional = LstmSpec::stack(12, 32, 2).direction(Direction::Bidirectional).projection(8).build().unwrap();
     let mut last = request(&bidirectional, &[4, 2], DEFAULTS);
     last.outputs = Outputs { sequence: SequenceOutput::Last, final_state: false, cells: false };
-    last.initial_state = true;
+    last.initial = Some(StatesAt::Host);
     snapshot::check("plan_bidirectional_projected_last.txt", &Plan::new(&last).unwrap().describe());
 
     let long = LstmSpec::stack(40, 256, 3).build().unwrap();
@@ -146,6 +135,8 @@ proptest! {
         mut lengths in prop::collection::vec(0..40usize, 1..20),
         budget_kib in 200..4000u64,
         device in any::<bool>(),
+        recorded in any::<bool>(),
+        states in 0..4usize,
         cells in any::<bool>(),
         sequence in 0..3usize,
     ) {
@@ -155,9 +146,13 @@ proptest! {
         let mut request = request(&spec, &lengths, limits);
         request.outputs.cells = cells && spec.last_layer().c_size() > 0;
         request.outputs.sequence = [SequenceOutput::None, SequenceOutput::Last, SequenceOutput::All][sequence];
+        request.initial =
+            [None, Some(StatesAt::Host), Some(StatesAt::Arrays), Some(StatesAt::Slots { num_slots: 9 })][states];
         if device {
             request.input = RowsAt::Device;
-            request.output = if sequence == 2 { RowsAt::Device } else { RowsAt::Host };
+            request.output = RowsAt::Device;
+            request.finals = if states == 3 { StatesAt::Slots { num_slots: 9 } } else { StatesAt::Arrays };
+            request.recorded = recorded && states != 1;
         }
         let plan = match Plan::new(&request) {
             Ok(plan) => plan,
@@ -170,10 +165,18 @@ proptest! {
 
         let schedule = Schedule::new(&lengths);
         let (mut projected, mut active_steps) = (0usize, 0usize);
+        let mut uniform_ranges: Vec<std::ops::Range<u64>> = Vec::new();
         for submit in &plan.submits {
+            if request.recorded {
+                prop_assert!(submit.reads.is_empty(), "what is recorded stays on the device");
+            }
             for upload in &submit.uploads {
-                if let Upload::Uniforms { buffer: BufferId::Scratch(index), bytes } = upload {
-                    prop_assert!(bytes.len() as u64 <= plan.scratch[*index].size_bytes);
+                if let Upload::Uniforms { buffer: BufferId::Scratch(index), offset_bytes, bytes } = upload {
+                    let range = *offset_bytes..*offset_bytes + bytes.len() as u64;
+                    prop_assert!(range.end <= plan.scratch[*index].size_bytes);
+                    let shared = uniform_ranges.iter().any(|r| r.start < range.end && range.start < r.end);
+                    prop_assert!(!request.recorded || !shared, "a recording writes {range:?} twice");
+                    uniform_ranges.push(range);
                 }
             }
             for dispatch in &submit.dispatches {

@@ -1,0 +1,142 @@
+//! What a plan runs on: sequences, and where their rows and states are.
+
+use std::sync::atomic::AtomicBool;
+
+use super::model::GpuLstm;
+use crate::batch::{Outputs, RowOrder, SequenceBatch};
+use crate::error::Result;
+use crate::plan::{Caller, Plan, PlanRequest, RowsAt, StatesAt, TileOverride};
+
+/// A buffer of the caller, from `offset_bytes` on.
+#[derive(Debug, Clone)]
+pub(crate) struct CallerRange {
+    pub(crate) buffer: wgpu::Buffer,
+    pub(crate) offset_bytes: u64,
+    pub(crate) size_bytes: u64,
+}
+
+impl CallerRange {
+    /// Where its binding starts: bindings start at multiples of the device's alignment.
+    pub(super) fn binding_offset(&self, alignment: u32) -> u64 {
+        self.offset_bytes - self.offset_bytes % u64::from(alignment)
+    }
+
+    pub(super) fn binding_bytes(&self, alignment: u32) -> u64 {
+        self.offset_bytes + self.size_bytes - self.binding_offset(alignment)
+    }
+}
+
+/// The buffers of the caller that a plan names.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CallerBuffers([Option<CallerRange>; Caller::ALL.len()]);
+
+impl CallerBuffers {
+    pub(crate) fn set(&mut self, caller: Caller, range: CallerRange) {
+        self.0[caller.index()] = Some(range);
+    }
+
+    pub(crate) fn get(&self, caller: Caller) -> Option<&CallerRange> {
+        self.0[caller.index()].as_ref()
+    }
+}
+
+/// For each sequence the slot that its state comes from and the one that it goes to; `NONE` for zero and for nowhere.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SlotsOf<'a> {
+    pub(crate) num_slots: usize,
+    pub(crate) from: &'a [u32],
+    pub(crate) to: &'a [u32],
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Job<'a> {
+    pub(crate) lengths: &'a [usize],
+    /// Where rows lie in input and output.
+    pub(crate) order: RowOrder<'a>,
+    /// Rows of these arrays.
+    pub(crate) array_rows: usize,
+    /// Input rows on the host; `None` if the caller's buffer has them.
+    pub(crate) input: Option<&'a [f32]>,
+    pub(crate) h_0: Option<&'a [f32]>,
+    pub(crate) c_0: Option<&'a [f32]>,
+    pub(crate) slots: Option<SlotsOf<'a>>,
+    pub(crate) outputs: Outputs,
+    /// Whether results go to buffers of the caller.
+    pub(crate) to_device: bool,
+    pub(crate) callers: CallerBuffers,
+    /// Set as soon as the last submit is made: from then on the device changes what outlives the run.
+    pub(crate) committed: Option<&'a AtomicBool>,
+    /// Tiles fixed by a test.
+    pub(crate) tiles: TileOverride,
+    /// The memory budget in place of the context's.
+    pub(crate) budget_bytes: Option<u64>,
+}
+
+impl<'a> Job<'a> {
+    /// A batch whose rows and states are on the host.
+    pub(crate) fn of(batch: &'a SequenceBatch<'_>) -> Self {
+        Self {
+            lengths: batch.sequence_lengths(),
+            order: batch.order(),
+            array_rows: batch.seq_len() * batch.batch_size(),
+            input: Some(batch.input()),
+            h_0: batch.initial_h(),
+            c_0: batch.initial_c(),
+            slots: None,
+            outputs: batch.requested(),
+            to_device: false,
+            callers: CallerBuffers::default(),
+            committed: None,
+            tiles: TileOverride::default(),
+            budget_bytes: None,
+        }
+    }
+
+    fn initial(&self) -> Option<StatesAt> {
+        if let Some(slots) = self.slots {
+            // Nothing is gathered where every sequence starts from zero.
+            let some = slots.from.iter().any(|&slot| slot != crate::kernels::NONE);
+            return some.then_some(StatesAt::Slots { num_slots: slots.num_slots });
+        }
+        if self.callers.get(Caller::H0).is_some() {
+            return Some(StatesAt::Arrays);
+        }
+        (self.h_0.is_some() || self.c_0.is_some()).then_some(StatesAt::Host)
+    }
+
+    fn finals(&self) -> StatesAt {
+        match self.slots {
+            Some(slots) => StatesAt::Slots { num_slots: slots.num_slots },
+            None if self.to_device => StatesAt::Arrays,
+            None => StatesAt::Host,
+        }
+    }
+}
+
+impl GpuLstm {
+    /// The plan of a job that has a valid row.
+    pub(crate) fn plan(&self, job: &Job<'_>, recorded: bool) -> Result<Plan> {
+        let mut limits = self.context.limits;
+        limits.budget_bytes = job.budget_bytes.unwrap_or(limits.budget_bytes);
+        let alignment = self.context.storage_alignment;
+        let first = |caller| {
+            let range: Option<&CallerRange> = job.callers.get(caller);
+            range.map_or(0, |r| ((r.offset_bytes - r.binding_offset(alignment)) / 4) as u32)
+        };
+        Plan::new(&PlanRequest {
+            spec: &self.spec,
+            lengths: job.lengths,
+            array_rows: job.array_rows,
+            outputs: job.outputs,
+            initial: job.initial(),
+            finals: job.finals(),
+            input: if job.input.is_some() { RowsAt::Host } else { RowsAt::Device },
+            output: if job.to_device { RowsAt::Device } else { RowsAt::Host },
+            recorded,
+            caller_first: Caller::ALL.map(first),
+            limits,
+            tiles: job.tiles,
+        })
+    }
+}

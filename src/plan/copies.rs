@@ -1,0 +1,340 @@
+//! What goes into a plan and what comes out of it: rows and states, between the host, the caller's buffers on the
+//! device, and packed rows.
+
+use std::ops::Range;
+
+use super::planner::{Chunk, F32, LayerBuffers, Planner, RowSource};
+use super::{BufferId, BufferRange, Caller, Content, Dispatch, RowsAt, StatesAt, Upload, tiles};
+use crate::kernels::params::CopyParams;
+use crate::kernels::{CellCode, Kernel, padded};
+use crate::spec::Merge;
+
+/// How `copy_rows` goes through its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Gather = 0,
+    Scatter = 1,
+    ScatterAdd = 2,
+}
+
+/// The rows of one side of a copy, in f32.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
+    buffer: BufferId,
+    first: usize,
+    stride: usize,
+}
+
+/// A copy through entries of a table.
+#[derive(Debug, Clone, Copy)]
+struct Copy {
+    way: Way,
+    table: (BufferId, usize),
+    rows: usize,
+    from: Rows,
+    to: Rows,
+    /// f32 of a row.
+    width: usize,
+    /// f32 of a row with the zeros that pad it.
+    to_width: usize,
+}
+
+/// The parts of the table of states.
+#[derive(Debug, Clone, Copy)]
+enum StatePart {
+    From = 0,
+    To = 1,
+    Sequence = 2,
+}
+
+impl Planner<'_> {
+    /// A buffer of the caller, its rows starting `first` f32 after its own start.
+    fn caller(&self, caller: Caller, first: usize, stride: usize) -> Rows {
+        let origin = self.request.caller_first[caller.index()] as usize;
+        Rows { buffer: BufferId::Caller(caller), first: origin + first, stride }
+    }
+
+    /// Brings the chunk's input rows to the device, or gathers them there.
+    pub(super) fn plan_input(
+        &mut self,
+        chunk: &mut Chunk,
+        input: &RowSource,
+        table: Option<BufferId>,
+        whole: bool,
+        first: bool,
+    ) {
+        if whole && !first {
+            return;
+        }
+        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
+        let buffer = input.planes[0].expect("the input has a plane");
+        let stride = input.k4 * 4;
+        match (self.request.input, table) {
+            (RowsAt::Device, Some(table)) => {
+                let width = self.layers[0].input_size;
+                let copy = Copy {
+                    way: Way::Gather,
+                    table: (table, self.row_table(chunk, table, &rows)),
+                    rows: rows.len(),
+                    from: self.caller(Caller::Input, 0, width),
+                    to: Rows { buffer, first: 0, stride },
+                    width,
+                    to_width: stride,
+                };
+                self.push_copy(chunk, copy);
+            }
+            _ => chunk.submit.uploads.push(Upload::InputRows { buffer, rows, stride }),
+        }
+    }
+
+    /// Takes the chunk's rows of the last layer back to the host, or scatters them on the device.
+    pub(super) fn plan_output(
+        &mut self,
+        chunk: &mut Chunk,
+        planes: [Option<BufferId>; 2],
+        table: Option<BufferId>,
+        whole: bool,
+        end: bool,
+    ) {
+        if self.rows.stride == 0 || (whole && !end) {
+            return;
+        }
+        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
+        let layer = *self.request.spec.last_layer();
+        let table = match (self.request.output, table) {
+            (RowsAt::Device, Some(table)) => (table, self.row_table(chunk, table, &rows)),
+            _ => {
+                for (direction, plane) in planes.into_iter().flatten().enumerate() {
+                    chunk.push_read(
+                        Content::Rows { direction, rows: rows.clone() },
+                        BufferRange {
+                            buffer: plane,
+                            offset_bytes: 0,
+                            size_bytes: (rows.len() * self.rows.stride) as u64 * F32,
+                        },
+                    );
+                }
+                return;
+            }
+        };
+        for (caller, column, width, merge) in [
+            (Caller::Output, self.rows.h_column, layer.h_size(), layer.merge),
+            (Caller::Cells, self.rows.c_column, layer.c_size(), Merge::Concat),
+        ] {
+            let Some(column) = column else { continue };
+            // Rows at or past a length are zero.
+            if rows.start == 0 && self.request.array_rows > self.schedule.num_rows() {
+                chunk.submit.uploads.push(Upload::Clear { buffer: BufferId::Caller(caller) });
+            }
+            for (d, plane) in planes.into_iter().flatten().enumerate() {
+                let (way, place) = self.merged(merge, d);
+                let copy = Copy {
+                    way,
+                    table,
+                    rows: rows.len(),
+                    from: Rows { buffer: plane, first: column, stride: self.rows.stride },
+                    to: self.caller(caller, place * width, merge.num_outputs(layer.num_directions()) * width),
+                    width,
+                    to_width: width,
+                };
+                self.push_copy(chunk, copy);
+            }
+        }
+    }
+
+    /// How a direction's row comes into a row of the output, and as which part of it. Of a sum, the first direction is
+    /// written, the second added.
+    fn merged(&self, merge: Merge, d: usize) -> (Way, usize) {
+        match (merge, d) {
+            (Merge::Concat, d) => (Way::Scatter, d),
+            (Merge::Sum, 0) => (Way::Scatter, 0),
+            (Merge::Sum, _) => (Way::ScatterAdd, 0),
+        }
+    }
+
+    /// Where states of cell (`l`, `d`) lie in buffers of the caller: rows of h and of c, by entry of the table.
+    fn states(&self, at: StatesAt, h: Caller, c: Caller, l: usize, d: usize) -> Option<[Rows; 2]> {
+        let batch = self.schedule.batch_size();
+        let before = self.layers[..l].iter().fold((0, 0), |(h, c), layer| {
+            (h + layer.num_directions() * layer.h_size(), c + layer.num_directions() * layer.c_size())
+        });
+        let layer = &self.layers[l];
+        let (h_first, c_first) = (before.0 + d * layer.h_size(), before.1 + d * layer.c_size());
+        match at {
+            StatesAt::Host => None,
+            StatesAt::Arrays => {
+                Some([self.caller(h, h_first * batch, layer.h_size()), self.caller(c, c_first * batch, layer.c_size())])
+            }
+            StatesAt::Slots { .. } => {
+                let (h_size, c_size) = self.request.spec.state_sizes();
+                let row = h_size + c_size;
+                Some([self.caller(Caller::Slots, h_first, row), self.caller(Caller::Slots, h_size + c_first, row)])
+            }
+        }
+    }
+
+    /// Gathers initial states from buffers of the caller.
+    pub(super) fn plan_initial(&mut self, chunk: &mut Chunk, buffers: &[LayerBuffers]) {
+        let Some(at) = self.request.initial else { return };
+        let batch = self.schedule.batch_size();
+        let some_empty = self.request.lengths.contains(&0);
+        for (l, layer) in self.layers.iter().enumerate() {
+            let b = &buffers[l];
+            let h_stride = padded(layer.h_size());
+            for d in 0..layer.num_directions() {
+                let Some([h, c]) = self.states(at, Caller::H0, Caller::C0, l, d) else { continue };
+                // A reverse sequence joins at any step, so both buffers hold its initial h until then.
+                let mut places = vec![(h, b.h[0], 0, layer.h_size(), h_stride)];
+                if layer.direction.is_reverse()[d] {
+                    places.push((h, b.h[1], 0, layer.h_size(), h_stride));
+                }
+                // The final h of a sequence without a step.
+                if some_empty {
+                    places.push((h, b.state, b.state_h_n, layer.h_size(), h_stride));
+                }
+                if layer.cell.has_cell_state() {
+                    places.push((c, b.state, 0, layer.c_size(), b.c_stride));
+                }
+                for (from, buffer, first, width, stride) in places {
+                    let copy = Copy {
+                        way: Way::Gather,
+                        table: self.state_part(StatePart::From),
+                        rows: batch,
+                        from,
+                        to: Rows { buffer, first: first + d * batch * stride, stride },
+                        width,
+                        to_width: stride,
+                    };
+                    self.push_copy(chunk, copy);
+                }
+            }
+        }
+    }
+
+    /// Scatters final states and last rows to buffers of the caller.
+    pub(super) fn plan_finals(&mut self, chunk: &mut Chunk, buffers: &[LayerBuffers]) {
+        let batch = self.schedule.batch_size();
+        let of_rank =
+            |buffer, first: usize, d: usize, stride: usize| Rows { buffer, first: first + d * batch * stride, stride };
+        for (l, layer) in self.layers.iter().enumerate() {
+            let b = &buffers[l];
+            let h_stride = padded(layer.h_size());
+            for d in 0..layer.num_directions() {
+                let to = match self.request.outputs.final_state {
+                    true => self.states(self.request.finals, Caller::HN, Caller::CN, l, d),
+                    false => None,
+                };
+                let Some([h, c]) = to else { continue };
+                let mut places = vec![(of_rank(b.state, b.state_h_n, d, h_stride), h, layer.h_size())];
+                if layer.cell.has_cell_state() {
+                    places.push((of_rank(b.state, 0, d, b.c_stride), c, layer.c_size()));
+                }
+                for (from, to, width) in places {
+                    let table = self.state_part(StatePart::To);
+                    let copy = Copy { way: Way::Scatter, table, rows: batch, from, to, width, to_width: width };
+                    self.push_copy(chunk, copy);
+                }
+            }
+        }
+        let layer = *self.request.spec.last_layer();
+        let b = &buffers[self.layers.len() - 1];
+        if let (Some(first), RowsAt::Device) = (b.state_last, self.request.output) {
+            let width = layer.h_size();
+            for d in 0..layer.num_directions() {
+                let (way, place) = self.merged(layer.merge, d);
+                let copy = Copy {
+                    way,
+                    table: self.state_part(StatePart::Sequence),
+                    rows: batch,
+                    from: of_rank(b.state, first, d, padded(width)),
+                    to: self.caller(Caller::Last, place * width, layer.output_size()),
+                    width,
+                    to_width: width,
+                };
+                self.push_copy(chunk, copy);
+            }
+        }
+    }
+
+    fn state_part(&self, part: StatePart) -> (BufferId, usize) {
+        let table = self.state_table.expect("allocated where states or last rows move on the device");
+        (table, part as usize * self.schedule.batch_size())
+    }
+
+    /// The first entry of the table of these packed rows, which is uploaded before the chunk unless it was.
+    fn row_table(&mut self, chunk: &mut Chunk, buffer: BufferId, rows: &Range<usize>) -> usize {
+        if !self.request.recorded {
+            let upload = Upload::RowTable { buffer, first: 0, rows: rows.clone() };
+            if !chunk.submit.uploads.contains(&upload) {
+                chunk.submit.uploads.push(upload);
+            }
+            return 0;
+        }
+        // Tables of a recording lie by row, so that the same rows have one place.
+        let first = rows.start;
+        if !self.row_tables.contains(rows) {
+            self.row_tables.push(rows.clone());
+            chunk.submit.uploads.push(Upload::RowTable { buffer, first, rows: rows.clone() });
+        }
+        first
+    }
+
+    /// Adds a copy, in as many dispatches as the workgroup limit asks for.
+    fn push_copy(&mut self, chunk: &mut Chunk, copy: Copy) {
+        let kernel = tiles::choose(Kernel::CopyRows, CellCode::default(), copy.rows, copy.to_width, self.request.tiles);
+        let reach = (self.request.limits.workgroups as usize).saturating_mul(kernel.rows_per_workgroup() as usize);
+        for first_row in (0..copy.rows).step_by(reach) {
+            let end = copy.rows.min(first_row + reach);
+            let params = CopyParams {
+                rows: end as u32,
+                width: copy.width as u32,
+                dst_width: copy.to_width as u32,
+                scatter: copy.way as u32,
+                src_first: copy.from.first as u32,
+                src_stride: copy.from.stride as u32,
+                dst_first: copy.to.first as u32,
+                dst_stride: copy.to.stride as u32,
+                first_row: first_row as u32,
+                table_first: copy.table.1 as u32,
+            };
+            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+            let uniform = chunk.uniform_range(size_of::<CopyParams>());
+            let ranges = vec![uniform, copy.table.0.into(), copy.from.buffer.into(), copy.to.buffer.into()];
+            let bind_group = self.bind_group(Kernel::CopyRows, ranges);
+            let workgroups = [
+                params.dst_width.div_ceil(kernel.lanes),
+                ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
+                1,
+            ];
+            let kernel = self.kernel(kernel);
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        }
+    }
+
+    /// Final states and last rows for the host, read with the last submit.
+    pub(super) fn read_states(&mut self, buffers: &[LayerBuffers]) {
+        let batch = self.schedule.batch_size();
+        let submit = self.submits.last_mut().expect("there is a first submit");
+        let mut chunk_reads = Chunk::reads_of(std::mem::take(submit), self.request.limits.buffer_bytes);
+        for (layer, b) in buffers.iter().enumerate() {
+            let spec = &self.layers[layer];
+            let rows = spec.num_directions() * batch;
+            let h_bytes = (rows * padded(spec.h_size())) as u64 * F32;
+            let range = |first: usize, size_bytes: u64| BufferRange {
+                buffer: b.state,
+                offset_bytes: first as u64 * F32,
+                size_bytes,
+            };
+            if self.request.outputs.final_state && self.request.finals == StatesAt::Host {
+                if spec.cell.has_cell_state() {
+                    chunk_reads.push_read(Content::CellN { layer }, range(0, b.state_h_n as u64 * F32));
+                }
+                chunk_reads.push_read(Content::HiddenN { layer }, range(b.state_h_n, h_bytes));
+            }
+            if let (Some(first), RowsAt::Host) = (b.state_last, self.request.output) {
+                chunk_reads.push_read(Content::Last, range(first, h_bytes));
+            }
+        }
+        *submit = chunk_reads.submit;
+    }
+}
