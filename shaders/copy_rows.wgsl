@@ -3,6 +3,7 @@
 //   dst[dst_first + dst_row · dst_stride + k] = src[src_first + src_row · src_stride + k]     k in 0..width
 //   gather:  src_row = listed, dst_row = r        scatter: src_row = r, dst_row = listed        r in first_row..rows
 //   listed = table[table_first + r]; where it is NONE, a gathered row is zero, and a scattered one goes nowhere
+//   the binding has the listed rows from listed_first to listed_end; others are left to other dispatches
 //   scatter is 0 for gather, 1 for scatter, 2 for scatter and add to what is there
 //
 // Dispatch   x: ceil(dst_width / WG_X), y: ceil((rows - first_row) / WG_Y)
@@ -27,6 +28,8 @@ struct Params {
     dst_stride: u32,
     first_row: u32,
     table_first: u32,
+    listed_first: u32,
+    listed_end: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -42,13 +45,15 @@ fn copy_rows(@builtin(global_invocation_id) id: vec3u) {
         return;
     }
     let listed = table[params.table_first + row];
-    if listed == NONE && params.scatter != 0u {
+    let is_here = listed >= params.listed_first && listed < params.listed_end;
+    if !is_here && (listed != NONE || params.scatter != 0u) {
         return;
     }
-    let src_row = select(listed, row, params.scatter != 0u);
-    let dst_row = select(row, listed, params.scatter != 0u);
+    let place = listed - params.listed_first;
+    let src_row = select(place, row, params.scatter != 0u);
+    let dst_row = select(row, place, params.scatter != 0u);
     var value = 0.0;
-    if k < params.width && listed != NONE {
+    if k < params.width && is_here {
         value = src[params.src_first + src_row * params.src_stride + k];
     }
     let to = params.dst_first + dst_row * params.dst_stride + k;

@@ -2,8 +2,8 @@
 //
 //   sums[b, j] = x_gates[b, j] + Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o
 //
-// Dispatch   x: ceil(hidden_size / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, H]
+// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 sums read_write [D, B, H]
 // Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
 // Workgroup  none      Barriers   none
@@ -30,11 +30,11 @@ fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
 
 @compute @workgroup_size(WG_X, WG_Y)
 fn gate_sums(@builtin(global_invocation_id) id: vec3u) {
-    let j = id.x;
+    let j = timestep.column_first + id.x;
     let row = id.y * ROWS;
     let direction = id.z;
     let num_active = timestep.directions[direction].num_active;
-    if j >= timestep.hidden_size || row >= num_active {
+    if j >= timestep.column_end || row >= num_active {
         return;
     }
     let k4 = timestep.h_stride / 4u;
@@ -45,8 +45,8 @@ fn gate_sums(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.h_stride * timestep.hidden_size + j,
-        timestep.hidden_size,
+        direction * timestep.h_stride * timestep.weight_columns + id.x,
+        timestep.weight_columns,
     );
     finish_rows(direction, row, j, sum);
 }

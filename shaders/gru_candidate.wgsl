@@ -4,8 +4,8 @@
 //
 // One vec4 per four units u; m is r·h and z lies in `state`, both from gru_reset.
 //
-// Dispatch   x: ceil(h_stride / 4 / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hn read [D, hidden_stride, h_stride / 4]
+// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hn read [D, hidden_stride, columns]
 //            3 m read [D, B, hidden_stride / 4] · 4 h_prev read · 5 h_next read_write [D, B, h_stride / 4]
 //            6 state read_write, as in gru_reset, in vec4 · 7 y0 · 8 y1 read_write, in vec4
 // Overrides  WG_X, WG_Y: product ≤ 256; those of the functions; ROWS is text, see src/kernels/rows.rs
@@ -56,12 +56,11 @@ fn finish(direction: u32, rank: u32, p4: u32, sum: vec4f) {
 
 @compute @workgroup_size(WG_X, WG_Y)
 fn gru_candidate(@builtin(global_invocation_id) id: vec3u) {
-    let p4 = id.x;
+    let p4 = timestep.column_first + id.x;
     let row = id.y * ROWS;
     let direction = id.z;
     let num_active = timestep.directions[direction].num_active;
-    let columns = timestep.h_stride / 4u;
-    if p4 >= columns || row >= num_active {
+    if p4 >= timestep.column_end || row >= num_active {
         return;
     }
     let k4 = timestep.hidden_stride / 4u;
@@ -72,8 +71,8 @@ fn gru_candidate(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.hidden_stride * columns + p4,
-        columns,
+        direction * timestep.hidden_stride * timestep.weight_columns + id.x,
+        timestep.weight_columns,
     );
     finish_rows(direction, row, p4, sum);
 }

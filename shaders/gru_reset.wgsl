@@ -4,8 +4,8 @@
 //
 // One vec4 of w_hh holds r and z of two units. z waits in `state`, where an LSTM has c.
 //
-// Dispatch   x: ceil(hidden_stride / 2 / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, ceil(H / 2)]
+// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 m read_write [D, B, hidden_stride]
 //            5 state read_write z [D, B, hidden_stride], then as in recurrent_step
 // Overrides  WG_X, WG_Y: product ≤ 256; those of the functions; ROWS is text, see src/kernels/rows.rs
@@ -47,16 +47,15 @@ fn finish(direction: u32, rank: u32, pair: u32, recurrent: vec4f) {
 
 @compute @workgroup_size(WG_X, WG_Y)
 fn gru_reset(@builtin(global_invocation_id) id: vec3u) {
-    let pair = id.x;
+    let pair = timestep.column_first + id.x;
     let row = id.y * ROWS;
     let direction = id.z;
     let num_active = timestep.directions[direction].num_active;
-    if pair >= timestep.hidden_stride / 2u || row >= num_active {
+    if pair >= timestep.column_end || row >= num_active {
         return;
     }
     var sum = rows_zero();
-    let columns = (timestep.hidden_size + 1u) / 2u;
-    if pair < columns {
+    if id.x < timestep.weight_columns {
         let k4 = timestep.h_stride / 4u;
         sum = dot_h(
             sum,
@@ -65,8 +64,8 @@ fn gru_reset(@builtin(global_invocation_id) id: vec3u) {
             num_active - 1u,
             k4,
             k4,
-            direction * timestep.h_stride * columns + pair,
-            columns,
+            direction * timestep.h_stride * timestep.weight_columns + id.x,
+            timestep.weight_columns,
         );
     }
     finish_rows(direction, row, pair, sum);

@@ -6,8 +6,8 @@
 // How a row of x is made of a row of x0 and a row of x1 differs in `project`, shaders/lib/planes_concat.wgsl and
 // shaders/lib/planes_sum.wgsl.
 //
-// Dispatch   x: ceil(columns / WG_X), y: ceil(rows / (ROWS · WG_Y)); one invocation per ROWS rows and column
-// Bindings   0 params uniform · 1 x0 read [rows, x0_k4] · 2 x1 read [rows, x1_k4] · 3 weights read [K, columns]
+// Dispatch   x: ceil(columns of a range of the weights / WG_X), y: ceil(rows / (ROWS · WG_Y)); one invocation per ROWS rows and column
+// Bindings   0 params uniform · 1 x0 read [rows, x0_k4] · 2 x1 read [rows, x1_k4] · 3 weights read [K, weight_columns]
 //            4 bias read [columns] · 5 x_gates read_write [rows, columns]
 // Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
 // Workgroup  none      Barriers   none
@@ -28,6 +28,10 @@ struct Params {
     gates_first: u32,
     x0_stride: u32,
     x1_stride: u32,
+    // The columns of this dispatch, and of its range of the weights.
+    column_first: u32,
+    column_end: u32,
+    weight_columns: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -45,10 +49,10 @@ fn finish(row: u32, j: u32, sum: vec4f) {
 
 @compute @workgroup_size(WG_X, WG_Y)
 fn input_projection(@builtin(global_invocation_id) id: vec3u) {
-    let j = id.x;
+    let j = params.column_first + id.x;
     let row = id.y * ROWS;
-    if j >= params.columns || row >= params.rows {
+    if j >= params.column_end || row >= params.rows {
         return;
     }
-    finish_rows(row, j, project(row, params.rows - 1u, j));
+    finish_rows(row, j, project(row, params.rows - 1u, id.x));
 }

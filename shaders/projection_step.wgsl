@@ -5,8 +5,8 @@
 // With a projection bias `with_bias` adds it, shaders/lib/projection_bias.wgsl; otherwise it does nothing,
 // shaders/lib/no_projection_bias.wgsl.
 //
-// Dispatch   x: ceil(h_stride / 4 / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 w_hr read [D, hidden_stride, h_stride / 4]
+// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 w_hr read [D, hidden_stride, columns]
 //            2 m read [D, B, hidden_stride / 4] · 3 h_next read_write [D, B, h_stride / 4]
 //            4 state read_write, as in recurrent_step, in vec4 · 5 y0 · 6 y1 read_write, in vec4
 //            7 b_hr read [D, h_stride / 4], where there is one
@@ -37,12 +37,11 @@ fn finish(direction: u32, rank: u32, p4: u32, sum: vec4f) {
 
 @compute @workgroup_size(WG_X, WG_Y)
 fn projection_step(@builtin(global_invocation_id) id: vec3u) {
-    let p4 = id.x;
+    let p4 = timestep.column_first + id.x;
     let row = id.y * ROWS;
     let direction = id.z;
     let num_active = timestep.directions[direction].num_active;
-    let columns = timestep.h_stride / 4u;
-    if p4 >= columns || row >= num_active {
+    if p4 >= timestep.column_end || row >= num_active {
         return;
     }
     let k4 = timestep.hidden_stride / 4u;
@@ -53,8 +52,8 @@ fn projection_step(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.hidden_stride * columns + p4,
-        columns,
+        direction * timestep.hidden_stride * timestep.weight_columns + id.x,
+        timestep.weight_columns,
     );
     finish_rows(direction, row, p4, sum);
 }

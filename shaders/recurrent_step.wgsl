@@ -7,8 +7,8 @@
 // the new h; with projection it goes to projection_step. The two differ in `emit`, shaders/lib/emit_h.wgsl and
 // shaders/lib/emit_m.wgsl.
 //
-// Dispatch   x: ceil(hidden_stride / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, H]
+// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 next read_write [D, B, stride] (h, or m with projection)
 //            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]; no c in a GRU
 //            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse · 8 peepholes read [D, H], where there are any
@@ -56,11 +56,11 @@ fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
 
 @compute @workgroup_size(WG_X, WG_Y)
 fn recurrent_step(@builtin(global_invocation_id) id: vec3u) {
-    let j = id.x;
+    let j = timestep.column_first + id.x;
     let row = id.y * ROWS;
     let direction = id.z;
     let num_active = timestep.directions[direction].num_active;
-    if j >= timestep.hidden_stride || row >= num_active {
+    if j >= timestep.column_end || row >= num_active {
         return;
     }
     var sum = rows_zero();
@@ -73,8 +73,8 @@ fn recurrent_step(@builtin(global_invocation_id) id: vec3u) {
             num_active - 1u,
             k4,
             k4,
-            direction * timestep.h_stride * timestep.hidden_size + j,
-            timestep.hidden_size,
+            direction * timestep.h_stride * timestep.weight_columns + id.x,
+            timestep.weight_columns,
         );
     }
     finish_rows(direction, row, j, sum);

@@ -2,9 +2,9 @@
 //
 //   h[b, u] = gate_f(x_gates[b, u] + Σ_k h_prev[b, k] · w_hh[k, u])        one vec4 per four units u
 //
-// Dispatch   x: ceil(h_stride / 4 / WG_X), y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, h_stride / 4]
-//            2 w_hh read [D, h_stride, h_stride / 4] · 3 h_prev read · 4 h_next read_write [D, B, h_stride / 4]
+//            2 w_hh read [D, h_stride, columns] · 3 h_prev read · 4 h_next read_write [D, B, h_stride / 4]
 //            5 state read_write h_n, last [D, B, h_stride / 4] · 6 y0 · 7 y1 read_write, in vec4
 // Overrides  WG_X, WG_Y: product ≤ 256; those of the function; ROWS is text, see src/kernels/rows.rs
 // Workgroup  none      Barriers   none
@@ -37,23 +37,23 @@ fn finish(direction: u32, rank: u32, p4: u32, recurrent: vec4f) {
 
 @compute @workgroup_size(WG_X, WG_Y)
 fn rnn_step(@builtin(global_invocation_id) id: vec3u) {
-    let p4 = id.x;
+    let p4 = timestep.column_first + id.x;
     let row = id.y * ROWS;
     let direction = id.z;
     let num_active = timestep.directions[direction].num_active;
-    let columns = timestep.h_stride / 4u;
-    if p4 >= columns || row >= num_active {
+    if p4 >= timestep.column_end || row >= num_active {
         return;
     }
+    let k4 = timestep.h_stride / 4u;
     let sum = dot_h(
         rows_zero(),
-        direction * timestep.batch_size * columns,
+        direction * timestep.batch_size * k4,
         row,
         num_active - 1u,
-        columns,
-        columns,
-        direction * timestep.h_stride * columns + p4,
-        columns,
+        k4,
+        k4,
+        direction * timestep.h_stride * timestep.weight_columns + id.x,
+        timestep.weight_columns,
     );
     finish_rows(direction, row, p4, sum);
 }

@@ -84,6 +84,9 @@ pub struct EngineOptions {
     pub memory_budget_bytes: Option<u64>,
     /// Which limits to open a GPU with.
     pub limits: LimitsProfile,
+    /// The most bytes of one binding on a GPU; what the device allows if `None`. Sequences and weights that are larger are
+    /// split over several; smaller bindings than a device allows show how a model does on a smaller one.
+    pub max_binding_bytes: Option<u64>,
 }
 
 impl EngineOptions {
@@ -96,6 +99,13 @@ impl EngineOptions {
     #[must_use]
     pub fn memory_budget_bytes(mut self, bytes: u64) -> Self {
         self.memory_budget_bytes = Some(bytes);
+        self
+    }
+
+    /// Sets the most bytes of one binding.
+    #[must_use]
+    pub fn max_binding_bytes(mut self, bytes: u64) -> Self {
+        self.max_binding_bytes = Some(bytes);
         self
     }
 

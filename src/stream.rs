@@ -154,7 +154,7 @@ impl Lstm {
     ///
     /// # Errors
     /// [`Unsupported`](crate::ErrorKind::Unsupported) if a layer has a reverse direction;
-    /// [`DeviceLimit`](crate::ErrorKind::DeviceLimit) with the number of slots that fit a binding of the device;
+    /// [`DeviceLimit`](crate::ErrorKind::DeviceLimit) with the number of slots that fit a buffer of the device;
     /// [`OutOfMemory`](crate::ErrorKind::OutOfMemory).
     pub fn stream(&self, num_slots: usize) -> Result<Stream> {
         Stream::new(self, num_slots)

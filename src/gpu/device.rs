@@ -133,6 +133,9 @@ impl Context {
             limits.uniform_alignment = limits.uniform_alignment.max(web.min_uniform_buffer_offset_alignment);
             storage_alignment = storage_alignment.max(web.min_storage_buffer_offset_alignment);
         }
+        if let Some(bytes) = options.max_binding_bytes {
+            limits.binding_bytes = limits.binding_bytes.min(bytes);
+        }
         let dummy = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("lstm.dummy"),
             size: 512,

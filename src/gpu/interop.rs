@@ -209,17 +209,6 @@ impl GpuBatch {
                 }
             }
         }
-        let tensors = [Some(&self.input), self.h_0.as_ref(), self.c_0.as_ref(), self.output.as_ref()];
-        for (name, tensor) in ["input", "h_0", "c_0", "output"].into_iter().zip(tensors) {
-            let bytes = tensor.map_or(0, |t| t.range().binding_bytes(model.context.storage_alignment));
-            let limit = model.context.limits.binding_bytes;
-            if bytes > limit {
-                bail!(
-                    DeviceLimit,
-                    "max_storage_buffer_binding_size: {name} has {bytes} bytes, the device allows {limit}"
-                );
-            }
-        }
         Ok(())
     }
 }
@@ -266,12 +255,12 @@ impl Context {
     /// A new array of zeros.
     pub(super) fn new_tensor(&self, name: &str, shape: &[usize]) -> Result<GpuTensor> {
         let bytes = shape.iter().try_fold(4u64, |n, &s| n.checked_mul(s as u64));
-        let limit = self.limits.binding_bytes.min(self.limits.buffer_bytes);
+        let limit = self.limits.buffer_bytes;
         let size = match bytes {
             Some(bytes) if bytes <= limit => bytes.max(16),
             _ => bail!(
                 DeviceLimit,
-                "max_storage_buffer_binding_size: {name} has {} bytes, the device allows {limit}",
+                "max_buffer_size: {name} has {} bytes, the device allows {limit}",
                 bytes.map_or("too many".to_owned(), |bytes| bytes.to_string())
             ),
         };

@@ -20,10 +20,6 @@ impl CallerRange {
     pub(super) fn binding_offset(&self, alignment: u32) -> u64 {
         self.offset_bytes - self.offset_bytes % u64::from(alignment)
     }
-
-    pub(super) fn binding_bytes(&self, alignment: u32) -> u64 {
-        self.offset_bytes + self.size_bytes - self.binding_offset(alignment)
-    }
 }
 
 /// The buffers of the caller that a plan names.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::device::Context;
 use crate::error::{Result, bail};
-use crate::kernels::{KernelId, LayerLayout, ModelPart};
+use crate::kernels::{KernelId, ModelPart};
 use crate::pack::pack_layer;
 use crate::plan::{LayerKernels, tiles};
 use crate::spec::LstmSpec;
@@ -15,8 +15,8 @@ use crate::weights::LstmWeights;
 pub(crate) struct GpuLstm {
     pub(super) context: Arc<Context>,
     pub(super) spec: LstmSpec,
-    /// Per layer, by [`ModelPart`]; `None` for a part that the layer does not have.
-    buffers: Vec<[Option<wgpu::Buffer>; 6]>,
+    /// Per layer, by [`ModelPart`], one per range; none for a part that the layer does not have.
+    buffers: Vec<[Vec<wgpu::Buffer>; 6]>,
 }
 
 impl GpuLstm {
@@ -25,11 +25,11 @@ impl GpuLstm {
         let spec = weights.spec().clone();
         let layers = spec.layers();
         for l in 0..layers.len() {
-            let layout = LayerLayout::new(layers, l);
+            let layout = context.limits.layout(layers, l);
             for part in ModelPart::ALL {
                 for (name, size, limit) in [
                     ("max_storage_buffer_binding_size", layout.binding_bytes(part), context.limits.binding_bytes),
-                    ("max_buffer_size", layout.size_bytes(part), context.limits.buffer_bytes),
+                    ("max_buffer_size", layout.largest_buffer(part), context.limits.buffer_bytes),
                 ] {
                     if size > limit {
                         bail!(
@@ -45,24 +45,26 @@ impl GpuLstm {
         let mut cells = weights.cells();
         let mut buffers = Vec::with_capacity(layers.len());
         for (l, layer) in layers.iter().enumerate() {
-            let layout = LayerLayout::new(layers, l);
+            let layout = context.limits.layout(layers, l);
             let (of_layer, rest) = cells.split_at(layer.num_directions());
             cells = rest;
             let packed = pack_layer(&layout, of_layer);
             let uploaded = context
                 .guarded("uploading weights", || {
                     ModelPart::ALL.map(|part| {
-                        let content = packed.part(part);
-                        (!content.is_empty()).then(|| {
+                        let ranges = (0..layout.num_ranges(part)).map(|i| {
+                            let bytes = layout.range_bytes(part, i);
+                            let content = &packed.part(part)[(bytes.start / 4) as usize..(bytes.end / 4) as usize];
                             let buffer = context.device.create_buffer(&wgpu::BufferDescriptor {
                                 label: Some(&format!("lstm.{}.l{l}", part.name())),
-                                size: layout.size_bytes(part),
+                                size: bytes.end - bytes.start,
                                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
                                 mapped_at_creation: false,
                             });
                             context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(content));
                             buffer
-                        })
+                        });
+                        ranges.collect::<Vec<_>>()
                     })
                 })
                 .await?;
@@ -76,9 +78,9 @@ impl GpuLstm {
         Ok(Self { context: context.clone(), spec, buffers })
     }
 
-    pub(super) fn buffer(&self, layer: usize, part: ModelPart) -> &wgpu::Buffer {
+    pub(super) fn buffer(&self, layer: usize, part: ModelPart, range: usize) -> &wgpu::Buffer {
         let index = ModelPart::ALL.iter().position(|&p| p == part).expect("ALL lists every part");
-        self.buffers[layer][index].as_ref().expect("the plan binds only parts that the layer has")
+        &self.buffers[layer][index][range]
     }
 }
 

@@ -137,7 +137,7 @@ struct Resources<'a> {
 impl<'a> Resources<'a> {
     fn buffer(&self, id: BufferId) -> &wgpu::Buffer {
         match id {
-            BufferId::Model { layer, part } => self.model.buffer(layer, part),
+            BufferId::Model { layer, part, range } => self.model.buffer(layer, part, range),
             BufferId::Scratch(index) => self.scratch[index].buffer(),
             BufferId::Dummy => &self.model.context.dummy,
             BufferId::Caller(caller) => &self.caller(caller).buffer,
@@ -153,8 +153,8 @@ impl<'a> Resources<'a> {
         let whole = match range.buffer {
             BufferId::Scratch(index) => self.plan.scratch[index].size_bytes,
             BufferId::Caller(caller) => {
-                let (alignment, given) = (self.model.context.storage_alignment, self.caller(caller));
-                return (given.binding_offset(alignment), given.binding_bytes(alignment));
+                let origin = self.caller(caller).binding_offset(self.model.context.storage_alignment);
+                return (origin + range.offset_bytes, range.size_bytes);
             }
             other => self.buffer(other).size(),
         };

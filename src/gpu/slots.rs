@@ -41,12 +41,12 @@ impl GpuSlots {
         let context = &model.context;
         let (h_size, c_size) = model.spec.state_sizes();
         let row_bytes = 4 * (h_size + c_size) as u64;
-        let limit = context.limits.binding_bytes.min(context.limits.buffer_bytes);
+        let limit = context.limits.buffer_bytes;
         let most = limit / row_bytes;
         if num_slots as u64 > most {
             bail!(
                 DeviceLimit,
-                "max_storage_buffer_binding_size: {num_slots} slots of {row_bytes} bytes need {}, the device has {limit}; \
+                "max_buffer_size: {num_slots} slots of {row_bytes} bytes need {}, the device has {limit}; \
                  {most} slots would fit",
                 num_slots as u64 * row_bytes
             );

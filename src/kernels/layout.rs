@@ -13,8 +13,11 @@
 //! | RNN | four units | four units | – |
 //!
 //! `cell_vectors` holds, per unit, the peepholes i f o; with layer normalisation the scales, the biases (`bias` is zero
-//! then) and the peepholes. Every k is padded to whole vec4 with zeros. The ranges of the directions of `weights_ih` and
-//! `bias` start at multiples of [`RANGE_ALIGN`], since they are bound one at a time.
+//! then) and the peepholes. Every k is padded to whole vec4 with zeros. The directions of `weights_ih` and `bias` start at
+//! multiples of [`RANGE_ALIGN`], since they are bound one at a time.
+//!
+//! Where weights are larger than a binding, their columns are split into ranges ([`LayerLayout::within`]), each of which
+//! is a buffer of its own in the layout above with only its columns; the packed array holds one range after another.
 
 use std::ops::Range;
 
@@ -120,6 +123,8 @@ pub struct LayerLayout {
     pub vectors: usize,
     /// Whether the projection has a bias.
     pub projection_bias: bool,
+    /// The most columns of a range of `weights_ih`, `weights_hh` and `weights_inner`.
+    range_columns: [usize; 3],
 }
 
 impl LayerLayout {
@@ -156,6 +161,96 @@ impl LayerLayout {
                 (false, false) => 0,
             },
             projection_bias: lstm.projection_bias,
+            range_columns: [usize::MAX; 3],
+        }
+    }
+
+    /// The layout with ranges of columns that fit bindings and buffers of these sizes, as far as single columns do.
+    #[must_use]
+    pub fn within(mut self, binding_bytes: u64, buffer_bytes: u64) -> Self {
+        /// Ranges of whole workgroups leave no lane idle.
+        const WHOLE: u64 = 64;
+        for (n, part) in RANGED.into_iter().enumerate() {
+            let column = self.k(part) as u64 * VEC4;
+            let directions = self.num_directions as u64;
+            let most = match part {
+                // Bound one direction at a time.
+                ModelPart::WeightsIh => {
+                    let buffer = buffer_bytes.saturating_sub(directions * RANGE_ALIGN) / (directions * column);
+                    (binding_bytes / column).min(buffer)
+                }
+                _ if column == 0 => continue,
+                _ => binding_bytes.min(buffer_bytes) / (directions * column),
+            };
+            let most = if most > WHOLE { most - most % WHOLE } else { most.max(1) };
+            self.range_columns[n] = usize::try_from(most).unwrap_or(usize::MAX);
+        }
+        self
+    }
+
+    /// Columns of a part that may be split.
+    fn columns_of(&self, part: ModelPart) -> usize {
+        match part {
+            ModelPart::WeightsIh => self.columns,
+            ModelPart::WeightsHh => self.columns_hh,
+            ModelPart::WeightsInner if self.has_inner => padded(self.h_size) / 4,
+            _ => 0,
+        }
+    }
+
+    /// K of a part that may be split.
+    fn k(&self, part: ModelPart) -> usize {
+        match part {
+            ModelPart::WeightsIh => self.input_k(),
+            ModelPart::WeightsHh => padded(self.h_size),
+            ModelPart::WeightsInner if self.has_inner => padded(self.hidden_size),
+            _ => 0,
+        }
+    }
+
+    fn range_len(&self, part: ModelPart) -> usize {
+        let n = RANGED.iter().position(|&p| p == part);
+        n.map_or(usize::MAX, |n| self.range_columns[n])
+    }
+
+    /// The number of ranges of a part, each of which is a buffer: 0 if the layer does not have the part, 1 if it is not
+    /// split.
+    pub fn num_ranges(&self, part: ModelPart) -> usize {
+        match part {
+            ModelPart::WeightsIh | ModelPart::WeightsHh | ModelPart::WeightsInner => {
+                self.columns_of(part).div_ceil(self.range_len(part))
+            }
+            _ => usize::from(self.size_bytes(part) > 0),
+        }
+    }
+
+    /// The columns of range `i` of a part that may be split.
+    pub fn range(&self, part: ModelPart, i: usize) -> Range<usize> {
+        let len = self.range_len(part);
+        let first = i.saturating_mul(len);
+        first..first.saturating_add(len).min(self.columns_of(part))
+    }
+
+    /// The range of a part that holds `column`.
+    pub fn range_of(&self, part: ModelPart, column: usize) -> usize {
+        column / self.range_len(part)
+    }
+
+    /// Bytes of range `i` in the packed array of a part.
+    pub fn range_bytes(&self, part: ModelPart, i: usize) -> Range<u64> {
+        match part {
+            ModelPart::WeightsIh => {
+                let size = |i| self.weights_ih(i, self.num_directions - 1).end;
+                // All ranges before the last are equally long.
+                let start = i as u64 * size(0);
+                start..start + size(i)
+            }
+            ModelPart::WeightsHh | ModelPart::WeightsInner => {
+                let column = (self.num_directions * self.k(part)) as u64 * VEC4;
+                let range = self.range(part, i);
+                range.start as u64 * column..range.end as u64 * column
+            }
+            _ => 0..self.size_bytes(part),
         }
     }
 
@@ -188,9 +283,9 @@ impl LayerLayout {
         self.input_k().max(padded(self.hidden_size))
     }
 
-    /// Byte range of the input weights of direction `d`.
-    pub fn weights_ih(&self, d: usize) -> Range<u64> {
-        aligned_range(d, self.input_k() * self.columns)
+    /// Byte range of the input weights of direction `d` in range `i`.
+    pub fn weights_ih(&self, i: usize, d: usize) -> Range<u64> {
+        aligned_range(d, self.input_k() * self.range(ModelPart::WeightsIh, i).len())
     }
 
     /// Byte range of the bias of direction `d`.
@@ -198,40 +293,38 @@ impl LayerLayout {
         aligned_range(d, self.columns)
     }
 
-    /// Bytes of the recurrent weights of one direction.
-    pub fn weights_hh_bytes(&self) -> u64 {
-        (padded(self.h_size) * self.columns_hh) as u64 * VEC4
-    }
-
-    /// Bytes of the weights of the second product of one direction; 0 without one.
-    pub fn weights_inner_bytes(&self) -> u64 {
-        if self.has_inner { (padded(self.hidden_size) * padded(self.h_size) / 4) as u64 * VEC4 } else { 0 }
-    }
-
-    /// Bytes of the largest binding of a buffer.
+    /// Bytes of the largest binding of a part.
     pub fn binding_bytes(&self, part: ModelPart) -> u64 {
         match part {
-            ModelPart::WeightsIh => self.weights_ih(0).end,
+            ModelPart::WeightsIh => self.weights_ih(0, 0).end,
             ModelPart::Bias => self.bias(0).end,
-            _ => self.size_bytes(part),
+            _ => self.largest_buffer(part),
         }
     }
 
-    /// Bytes of a buffer; 0 if the layer does not have it.
+    /// Bytes of the largest buffer of a part; 0 if the layer does not have it.
+    pub fn largest_buffer(&self, part: ModelPart) -> u64 {
+        let bytes = self.range_bytes(part, 0);
+        bytes.end - bytes.start
+    }
+
+    /// Bytes of the packed array of a part; 0 if the layer does not have it.
     pub fn size_bytes(&self, part: ModelPart) -> u64 {
-        let last = self.num_directions - 1;
         let directions = self.num_directions as u64;
         match part {
-            ModelPart::WeightsIh => self.weights_ih(last).end,
-            ModelPart::Bias => self.bias(last).end,
-            ModelPart::WeightsHh => directions * self.weights_hh_bytes(),
-            ModelPart::WeightsInner => directions * self.weights_inner_bytes(),
+            ModelPart::WeightsIh | ModelPart::WeightsHh | ModelPart::WeightsInner => {
+                self.num_ranges(part).checked_sub(1).map_or(0, |last| self.range_bytes(part, last).end)
+            }
+            ModelPart::Bias => self.bias(self.num_directions - 1).end,
             ModelPart::CellVectors => directions * (self.hidden_size * self.vectors) as u64 * VEC4,
             ModelPart::BiasHr if self.projection_bias => directions * (padded(self.h_size) / 4) as u64 * VEC4,
             ModelPart::BiasHr => 0,
         }
     }
 }
+
+/// The parts that may be split.
+const RANGED: [ModelPart; 3] = [ModelPart::WeightsIh, ModelPart::WeightsHh, ModelPart::WeightsInner];
 
 /// The `index`-th of equal ranges of `len` vec4.
 fn aligned_range(index: usize, len: usize) -> Range<u64> {

@@ -18,6 +18,9 @@ pub struct InputParams {
     pub gates_first: u32,
     pub x0_stride: u32,
     pub x1_stride: u32,
+    pub column_first: u32,
+    pub column_end: u32,
+    pub weight_columns: u32,
 }
 
 /// `DirectionStep` of `shaders/lib/step.wgsl`.
@@ -47,9 +50,9 @@ pub struct Step {
     pub y_c: u32,
     pub state_h_n: u32,
     pub state_last: u32,
-    pub padding_0: u32,
-    pub padding_1: u32,
-    pub padding_2: u32,
+    pub column_first: u32,
+    pub column_end: u32,
+    pub weight_columns: u32,
     pub directions: [DirectionStep; 2],
 }
 
@@ -67,6 +70,8 @@ pub struct CopyParams {
     pub dst_stride: u32,
     pub first_row: u32,
     pub table_first: u32,
+    pub listed_first: u32,
+    pub listed_end: u32,
 }
 
 /// `Params` of `shaders/self_test.wgsl`.

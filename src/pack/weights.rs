@@ -39,12 +39,13 @@ pub fn pack_layer(layout: &LayerLayout, cells: &[CellWeights]) -> PackedLayer {
         for gate in 0..layout.num_gates() {
             for j in 0..hidden {
                 let row = gate * hidden + j;
+                let column = at.weight_ih(gate, j);
                 for (k, &w) in cell.weight_ih[row * at.input_size..][..at.input_size].iter().enumerate() {
-                    packed.part_mut(ModelPart::WeightsIh)[at.weight_ih(k, gate, j)] = w;
+                    packed.part_mut(column.part)[column.at(at.padded_k(k))] = w;
                 }
+                let column = at.weight_hh(gate, j);
                 for (k, &w) in cell.weight_hh[row * layout.h_size..][..layout.h_size].iter().enumerate() {
-                    let (part, place) = at.weight_hh(k, gate, j);
-                    packed.part_mut(part)[place] = w;
+                    packed.part_mut(column.part)[column.at(k)] = w;
                 }
                 let (b_ih, b_hh) = bias(row);
                 match at.bias(gate, j) {
@@ -57,8 +58,9 @@ pub fn pack_layer(layout: &LayerLayout, cells: &[CellWeights]) -> PackedLayer {
             }
         }
         for (p, row) in cell.weight_hr.iter().flat_map(|w| w.chunks_exact(hidden)).enumerate() {
+            let column = at.weight_inner(p);
             for (j, &w) in row.iter().enumerate() {
-                packed.part_mut(ModelPart::WeightsInner)[at.weight_inner(j, p)] = w;
+                packed.part_mut(column.part)[column.at(j)] = w;
             }
         }
         for (p, &b) in cell.bias_hr.iter().flatten().enumerate() {
@@ -97,19 +99,19 @@ pub fn unpack_layer(layout: &LayerLayout, packed: &PackedLayer, bias: bool) -> V
             let projected = layout.has_inner && layout.form == Form::Lstm;
             CellWeights {
                 weight_ih: rows()
-                    .flat_map(|(g, j)| (0..at.input_size).map(move |k| (k, g, j)))
-                    .map(|(k, g, j)| packed.part(ModelPart::WeightsIh)[at.weight_ih(k, g, j)])
+                    .flat_map(|(g, j)| (0..at.input_size).map(move |k| (k, at.weight_ih(g, j))))
+                    .map(|(k, column)| packed.part(column.part)[column.at(at.padded_k(k))])
                     .collect(),
                 weight_hh: rows()
-                    .flat_map(|(g, j)| (0..layout.h_size).map(move |k| at.weight_hh(k, g, j)))
-                    .map(|(part, place)| packed.part(part)[place])
+                    .flat_map(|(g, j)| (0..layout.h_size).map(move |k| (k, at.weight_hh(g, j))))
+                    .map(|(k, column)| packed.part(column.part)[column.at(k)])
                     .collect(),
                 bias_ih: bias.then_some(bias_ih),
                 bias_hh: bias.then_some(bias_hh),
                 weight_hr: projected.then(|| {
                     (0..layout.h_size)
-                        .flat_map(|p| (0..hidden).map(move |j| (j, p)))
-                        .map(|(j, p)| packed.part(ModelPart::WeightsInner)[at.weight_inner(j, p)])
+                        .flat_map(|p| (0..hidden).map(move |j| (j, at.weight_inner(p))))
+                        .map(|(j, column)| packed.part(column.part)[column.at(j)])
                         .collect()
                 }),
                 bias_hr: layout
@@ -130,33 +132,40 @@ enum BiasPlaces {
     Apart(usize, usize),
 }
 
+/// The weights of one gate of one unit: the f32 index of its k is `first + k · stride`.
+#[derive(Clone, Copy)]
+struct Column {
+    part: ModelPart,
+    first: usize,
+    stride: usize,
+}
+
+impl Column {
+    fn at(&self, k: usize) -> usize {
+        self.first + k * self.stride
+    }
+}
+
 /// The f32 index of each element of one direction; the only place that spells the layout out.
 #[derive(Clone, Copy)]
 struct Places<'a> {
     layout: &'a LayerLayout,
+    d: usize,
     input_size: usize,
-    ih_first: usize,
     bias_first: usize,
-    hh_first: usize,
-    inner_first: usize,
-    h_stride: usize,
     vectors_first: usize,
     bias_hr_first: usize,
 }
 
 impl<'a> Places<'a> {
     fn new(layout: &'a LayerLayout, d: usize) -> Self {
-        let h_stride = padded(layout.h_size);
         Self {
             layout,
+            d,
             input_size: layout.num_planes * layout.plane_size,
-            ih_first: (layout.weights_ih(d).start / 4) as usize,
             bias_first: (layout.bias(d).start / 4) as usize,
-            hh_first: d * (layout.weights_hh_bytes() / 4) as usize,
-            inner_first: d * (layout.weights_inner_bytes() / 4) as usize,
-            h_stride,
             vectors_first: d * layout.hidden_size * layout.vectors * COLUMN,
-            bias_hr_first: d * h_stride,
+            bias_hr_first: d * padded(layout.h_size),
         }
     }
 
@@ -168,10 +177,30 @@ impl<'a> Places<'a> {
         }
     }
 
-    fn weight_ih(&self, k: usize, gate: usize, j: usize) -> usize {
+    /// Component `place % 4` of column `place / 4` of a part.
+    fn in_range(&self, part: ModelPart, place: usize) -> Column {
+        let layout = self.layout;
+        let i = layout.range_of(part, place / COLUMN);
+        let columns = layout.range(part, i);
+        let of_direction = match part {
+            ModelPart::WeightsIh => layout.weights_ih(i, self.d).start,
+            _ => {
+                let bytes = layout.range_bytes(part, i);
+                (bytes.end - bytes.start) / layout.num_directions as u64 * self.d as u64
+            }
+        };
+        let first = (layout.range_bytes(part, i).start + of_direction) as usize / 4;
+        Column { part, first: first + place - columns.start * COLUMN, stride: columns.len() * COLUMN }
+    }
+
+    fn weight_ih(&self, gate: usize, j: usize) -> Column {
+        self.in_range(ModelPart::WeightsIh, self.column(gate, j))
+    }
+
+    /// The row of packed input weights that belongs to input `k`.
+    fn padded_k(&self, k: usize) -> usize {
         let plane_size = self.layout.plane_size;
-        let padded_k = k / plane_size * padded(plane_size) + k % plane_size;
-        self.ih_first + padded_k * self.layout.columns * COLUMN + self.column(gate, j)
+        k / plane_size * padded(plane_size) + k % plane_size
     }
 
     fn bias(&self, gate: usize, j: usize) -> BiasPlaces {
@@ -185,17 +214,17 @@ impl<'a> Places<'a> {
         }
     }
 
-    fn weight_hh(&self, k: usize, gate: usize, j: usize) -> (ModelPart, usize) {
-        let column = match self.layout.form {
-            Form::GruAfterReset if gate == 2 => return (ModelPart::WeightsInner, self.weight_inner(k, j)),
+    fn weight_hh(&self, gate: usize, j: usize) -> Column {
+        let place = match self.layout.form {
+            Form::GruAfterReset if gate == 2 => return self.weight_inner(j),
             Form::GruAfterReset => j / 2 * COLUMN + 2 * (j % 2) + gate,
             Form::Lstm | Form::Gru | Form::Rnn => self.column(gate, j),
         };
-        (ModelPart::WeightsHh, self.hh_first + k * self.layout.columns_hh * COLUMN + column)
+        self.in_range(ModelPart::WeightsHh, place)
     }
 
-    fn weight_inner(&self, k: usize, output: usize) -> usize {
-        self.inner_first + k * self.h_stride + output
+    fn weight_inner(&self, output: usize) -> Column {
+        self.in_range(ModelPart::WeightsInner, output)
     }
 
     /// Component `part` of vector `n` of unit `j`.
@@ -259,8 +288,12 @@ mod tests {
                 biases.enumerate().filter(|(row, _)| *row < apart).for_each(|(_, b)| *b = 0.0);
             }
             let directions = direction.num_directions();
-            for l in 0..2 {
-                let layout = LayerLayout::new(spec.layers(), l);
+            // In one range, and in ranges of a few columns.
+            for (l, limit) in [(0, u64::MAX), (1, u64::MAX), (0, 2 * 16 * 24), (1, 2 * 16 * 24)] {
+                let layout = LayerLayout::new(spec.layers(), l).within(limit, u64::MAX);
+                if limit < u64::MAX && hidden > 8 {
+                    assert!(layout.num_ranges(ModelPart::WeightsHh) > 1);
+                }
                 let of_layer = &cells[l * directions..][..directions];
                 let packed = pack_layer(&layout, of_layer);
                 for part in ModelPart::ALL {

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::planes::{Piece, Plane};
 use super::planner::{Chunk, F32, LayerBuffers, Planner, RowSource};
 use super::{BufferId, BufferRange, Caller, Content, Dispatch, RowsAt, StatesAt, Upload, tiles};
 use crate::kernels::params::CopyParams;
@@ -24,6 +25,18 @@ struct Rows {
     first: usize,
     stride: usize,
 }
+
+/// Rows of a buffer of the caller that one binding reaches, and where it starts.
+struct Window {
+    rows: Range<usize>,
+    /// Bytes of the buffer, from a multiple of [`BINDING_ALIGN`].
+    bytes: Range<u64>,
+    /// First f32 of the first of the rows in the binding.
+    first: usize,
+}
+
+/// `min_storage_buffer_offset_alignment` of WebGPU's default limits, the largest there is.
+const BINDING_ALIGN: u64 = 256;
 
 /// A copy through entries of a table.
 #[derive(Debug, Clone, Copy)]
@@ -48,96 +61,114 @@ enum StatePart {
 }
 
 impl Planner<'_> {
+    /// The rows that a buffer of the caller has.
+    fn caller_rows(&self, caller: Caller) -> usize {
+        match caller {
+            Caller::Input | Caller::Output | Caller::Cells => self.request.array_rows,
+            Caller::Last | Caller::H0 | Caller::C0 | Caller::HN | Caller::CN => self.schedule.batch_size(),
+            Caller::Slots => match (self.request.initial, self.request.finals) {
+                (Some(StatesAt::Slots { num_slots }), _) | (_, StatesAt::Slots { num_slots }) => num_slots,
+                _ => 0,
+            },
+        }
+    }
+
+    /// Bytes that a binding has for the rows of a window.
+    fn window_bytes(&self) -> u64 {
+        self.request.limits.binding_bytes.saturating_sub(BINDING_ALIGN)
+    }
+
+    /// The most windows that a copy between the caller's rows and packed ones takes.
+    pub(super) fn most_windows(&self) -> usize {
+        let (h_size, c_size) = self.request.spec.state_sizes();
+        let last = self.request.spec.last_layer();
+        let widest =
+            [self.layers[0].input_size, last.num_directions() * last.c_size().max(last.h_size()), h_size + c_size];
+        let row = widest.into_iter().max().unwrap_or(1) as u64 * F32;
+        let rows = Caller::ALL.map(|caller| self.caller_rows(caller)).into_iter().max().unwrap_or(1) as u64;
+        rows.div_ceil((self.window_bytes() / row).max(1)) as usize
+    }
+
+    /// The windows through which a copy reaches all rows of a buffer of the caller.
+    fn windows(&self, caller: Caller, rows: Rows, width: usize) -> Vec<Window> {
+        let num_rows = self.caller_rows(caller);
+        let per_window =
+            ((self.window_bytes() / F32).saturating_sub(width as u64) / rows.stride as u64).max(1) as usize;
+        let starts = (0..num_rows).step_by(per_window);
+        let window = |start: usize| {
+            let end = num_rows.min(start + per_window);
+            let first = (rows.first + start * rows.stride) as u64 * F32;
+            let bytes =
+                first / BINDING_ALIGN * BINDING_ALIGN..(rows.first + (end - 1) * rows.stride + width) as u64 * F32;
+            Window { rows: start..end, first: ((first - bytes.start) / F32) as usize, bytes }
+        };
+        starts.map(window).collect()
+    }
+
     /// A buffer of the caller, its rows starting `first` f32 after its own start.
     fn caller(&self, caller: Caller, first: usize, stride: usize) -> Rows {
         let origin = self.request.caller_first[caller.index()] as usize;
         Rows { buffer: BufferId::Caller(caller), first: origin + first, stride }
     }
 
-    /// Brings the chunk's input rows to the device, or gathers them there.
-    pub(super) fn plan_input(
-        &mut self,
-        chunk: &mut Chunk,
-        input: &RowSource,
-        table: Option<BufferId>,
-        whole: bool,
-        first: bool,
-    ) {
-        if whole && !first {
-            return;
-        }
-        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
-        let buffer = input.planes[0].expect("the input has a plane");
+    /// Brings the input rows of a plane to the device, or gathers them there.
+    pub(super) fn plan_input(&mut self, chunk: &mut Chunk, input: &RowSource, table: Option<BufferId>) {
         let stride = input.k4 * 4;
-        match (self.request.input, table) {
-            (RowsAt::Device, Some(table)) => {
-                let width = self.layers[0].input_size;
-                let copy = Copy {
-                    way: Way::Gather,
-                    table: (table, self.row_table(chunk, table, &rows)),
-                    rows: rows.len(),
-                    from: self.caller(Caller::Input, 0, width),
-                    to: Rows { buffer, first: 0, stride },
-                    width,
-                    to_width: stride,
-                };
-                self.push_copy(chunk, copy);
+        let plane = input.planes[0].as_ref().expect("the input has a plane");
+        for Piece { buffer, rows } in plane.pieces().iter().cloned() {
+            match (self.request.input, table) {
+                (RowsAt::Device, Some(table)) => {
+                    let width = self.layers[0].input_size;
+                    let copy = Copy {
+                        way: Way::Gather,
+                        table: (table, self.row_table(chunk, table, &rows)),
+                        rows: rows.len(),
+                        from: self.caller(Caller::Input, 0, width),
+                        to: Rows { buffer, first: 0, stride },
+                        width,
+                        to_width: stride,
+                    };
+                    self.push_copy(chunk, copy);
+                }
+                _ => chunk.submit.uploads.push(Upload::InputRows { buffer, rows, stride }),
             }
-            _ => chunk.submit.uploads.push(Upload::InputRows { buffer, rows, stride }),
         }
     }
 
-    /// Takes the chunk's rows of the last layer back to the host, or scatters them on the device.
-    pub(super) fn plan_output(
-        &mut self,
-        chunk: &mut Chunk,
-        planes: [Option<BufferId>; 2],
-        table: Option<BufferId>,
-        whole: bool,
-        end: bool,
-    ) {
-        if self.rows.stride == 0 || (whole && !end) {
-            return;
-        }
-        let rows = if whole { 0..self.schedule.num_rows() } else { self.schedule.rows(chunk.steps.clone()) };
+    /// Takes rows of the last layer back to the host, or scatters them on the device.
+    pub(super) fn plan_output(&mut self, chunk: &mut Chunk, planes: &[Option<Plane>; 2], table: Option<BufferId>) {
         let layer = *self.request.spec.last_layer();
-        let table = match (self.request.output, table) {
-            (RowsAt::Device, Some(table)) => (table, self.row_table(chunk, table, &rows)),
-            _ => {
-                for (direction, plane) in planes.into_iter().flatten().enumerate() {
-                    chunk.push_read(
-                        Content::Rows { direction, rows: rows.clone() },
-                        BufferRange {
-                            buffer: plane,
-                            offset_bytes: 0,
-                            size_bytes: (rows.len() * self.rows.stride) as u64 * F32,
-                        },
-                    );
-                }
-                return;
-            }
-        };
-        for (caller, column, width, merge) in [
+        let parts = [
             (Caller::Output, self.rows.h_column, layer.h_size(), layer.merge),
             (Caller::Cells, self.rows.c_column, layer.c_size(), Merge::Concat),
-        ] {
-            let Some(column) = column else { continue };
-            // Rows at or past a length are zero.
-            if rows.start == 0 && self.request.array_rows > self.schedule.num_rows() {
-                chunk.submit.uploads.push(Upload::Clear { buffer: BufferId::Caller(caller) });
-            }
-            for (d, plane) in planes.into_iter().flatten().enumerate() {
-                let (way, place) = self.merged(merge, d);
-                let copy = Copy {
-                    way,
-                    table,
-                    rows: rows.len(),
-                    from: Rows { buffer: plane, first: column, stride: self.rows.stride },
-                    to: self.caller(caller, place * width, merge.num_outputs(layer.num_directions()) * width),
-                    width,
-                    to_width: width,
+        ];
+        for (d, plane) in planes.iter().flatten().enumerate() {
+            for Piece { buffer, rows } in plane.pieces().iter().cloned() {
+                let (RowsAt::Device, Some(table)) = (self.request.output, table) else {
+                    let size_bytes = (rows.len() * self.rows.stride) as u64 * F32;
+                    let range = BufferRange { buffer, offset_bytes: 0, size_bytes };
+                    chunk.push_read(Content::Rows { direction: d, rows }, range);
+                    continue;
                 };
-                self.push_copy(chunk, copy);
+                let table = (table, self.row_table(chunk, table, &rows));
+                for (caller, column, width, merge) in parts {
+                    let Some(column) = column else { continue };
+                    // Rows at or past a length are zero.
+                    if d == 0 && rows.start == 0 && self.request.array_rows > self.schedule.num_rows() {
+                        chunk.submit.uploads.push(Upload::Clear { buffer: BufferId::Caller(caller) });
+                    }
+                    let (way, place) = self.merged(merge, d);
+                    let copy = Copy {
+                        way,
+                        table,
+                        rows: rows.len(),
+                        from: Rows { buffer, first: column, stride: self.rows.stride },
+                        to: self.caller(caller, place * width, merge.num_outputs(layer.num_directions()) * width),
+                        width,
+                        to_width: width,
+                    };
+                    self.push_copy(chunk, copy);
+                }
             }
         }
     }
@@ -263,51 +294,59 @@ impl Planner<'_> {
 
     /// The first entry of the table of these packed rows, which is uploaded before the chunk unless it was.
     fn row_table(&mut self, chunk: &mut Chunk, buffer: BufferId, rows: &Range<usize>) -> usize {
+        let first = if chunk.table_by_row { rows.start } else { 0 };
+        let upload = Upload::RowTable { buffer, first, rows: rows.clone() };
         if !self.request.recorded {
-            let upload = Upload::RowTable { buffer, first: 0, rows: rows.clone() };
             if !chunk.submit.uploads.contains(&upload) {
                 chunk.submit.uploads.push(upload);
             }
-            return 0;
-        }
-        // Tables of a recording lie by row, so that the same rows have one place.
-        let first = rows.start;
-        if !self.row_tables.contains(rows) {
+        } else if !self.row_tables.contains(rows) {
             self.row_tables.push(rows.clone());
-            chunk.submit.uploads.push(Upload::RowTable { buffer, first, rows: rows.clone() });
+            chunk.submit.uploads.push(upload);
         }
         first
     }
 
-    /// Adds a copy, in as many dispatches as the workgroup limit asks for.
+    /// Adds a copy, in as many dispatches as the limits of workgroups and bindings ask for.
     fn push_copy(&mut self, chunk: &mut Chunk, copy: Copy) {
         let kernel = tiles::choose(Kernel::CopyRows, CellCode::default(), copy.rows, copy.to_width, self.request.tiles);
         let reach = (self.request.limits.workgroups as usize).saturating_mul(kernel.rows_per_workgroup() as usize);
-        for first_row in (0..copy.rows).step_by(reach) {
-            let end = copy.rows.min(first_row + reach);
-            let params = CopyParams {
-                rows: end as u32,
-                width: copy.width as u32,
-                dst_width: copy.to_width as u32,
-                scatter: copy.way as u32,
-                src_first: copy.from.first as u32,
-                src_stride: copy.from.stride as u32,
-                dst_first: copy.to.first as u32,
-                dst_stride: copy.to.stride as u32,
-                first_row: first_row as u32,
-                table_first: copy.table.1 as u32,
-            };
-            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
-            let uniform = chunk.uniform_range(size_of::<CopyParams>());
-            let ranges = vec![uniform, copy.table.0.into(), copy.from.buffer.into(), copy.to.buffer.into()];
-            let bind_group = self.bind_group(Kernel::CopyRows, ranges);
-            let workgroups = [
-                params.dst_width.div_ceil(kernel.lanes),
-                ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
-                1,
-            ];
-            let kernel = self.kernel(kernel);
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+        let index = self.kernel(kernel);
+        // One side is the caller's, the other packed.
+        let (listed, packed) = if copy.way == Way::Gather { (copy.from, copy.to) } else { (copy.to, copy.from) };
+        let BufferId::Caller(caller) = listed.buffer else { unreachable!("rows are listed in buffers of the caller") };
+        for window in self.windows(caller, listed, copy.width) {
+            let size_bytes = window.bytes.end - window.bytes.start;
+            let range = BufferRange { buffer: listed.buffer, offset_bytes: window.bytes.start, size_bytes };
+            let listed = (Rows { first: window.first, ..listed }, range);
+            let packed = (packed, BufferRange::from(packed.buffer));
+            let (from, to) = if copy.way == Way::Gather { (listed, packed) } else { (packed, listed) };
+            for first_row in (0..copy.rows).step_by(reach) {
+                let end = copy.rows.min(first_row + reach);
+                let params = CopyParams {
+                    rows: end as u32,
+                    width: copy.width as u32,
+                    dst_width: copy.to_width as u32,
+                    scatter: copy.way as u32,
+                    src_first: from.0.first as u32,
+                    src_stride: from.0.stride as u32,
+                    dst_first: to.0.first as u32,
+                    dst_stride: to.0.stride as u32,
+                    first_row: first_row as u32,
+                    table_first: copy.table.1 as u32,
+                    listed_first: window.rows.start as u32,
+                    listed_end: window.rows.end as u32,
+                };
+                let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+                let uniform = chunk.uniform_range(size_of::<CopyParams>());
+                let bind_group = self.bind_group(Kernel::CopyRows, vec![uniform, copy.table.0.into(), from.1, to.1]);
+                let workgroups = [
+                    params.dst_width.div_ceil(kernel.lanes),
+                    ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
+                    1,
+                ];
+                chunk.submit.dispatches.push(Dispatch { kernel: index, bind_group, uniform_bytes, workgroups });
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which kernels a layer takes, by its cell: the input projection of a chunk, and the dispatches of a timestep.
 
-use crate::kernels::{CellCode, Form, Kernel, LayerLayout, padded};
+use crate::kernels::{CellCode, Form, Kernel, LayerLayout, ModelPart, padded};
 use crate::spec::LayerSpec;
 
 /// The kernels of one layer.
@@ -12,6 +12,23 @@ pub struct LayerKernels {
     pub input: (Kernel, usize),
     /// Those of a timestep in order, each with its columns; 0 for one that has a workgroup per sequence.
     pub step: Vec<(Kernel, usize)>,
+}
+
+/// The weights that a kernel of a timestep sums with; `None` for one that has no sum over k.
+pub fn summed_part(kernel: Kernel) -> Option<ModelPart> {
+    match kernel {
+        Kernel::InputProjection | Kernel::InputProjectionSum => Some(ModelPart::WeightsIh),
+        Kernel::RecurrentStep
+        | Kernel::RecurrentStepProjected
+        | Kernel::PeepholeStep
+        | Kernel::PeepholeStepProjected
+        | Kernel::GateSums
+        | Kernel::GruStep
+        | Kernel::GruReset
+        | Kernel::RnnStep => Some(ModelPart::WeightsHh),
+        Kernel::ProjectionStep | Kernel::ProjectionStepBias | Kernel::GruCandidate => Some(ModelPart::WeightsInner),
+        Kernel::NormalizedCell | Kernel::NormalizedCellProjected | Kernel::CopyRows | Kernel::SelfTest => None,
+    }
 }
 
 impl LayerKernels {

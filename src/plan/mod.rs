@@ -7,6 +7,7 @@
 
 mod copies;
 mod layers;
+mod planes;
 mod planner;
 pub mod tiles;
 
@@ -15,7 +16,7 @@ use std::ops::Range;
 
 use crate::batch::Outputs;
 use crate::error::Result;
-use crate::kernels::{Kernel, KernelId, ModelPart, padded};
+use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, padded};
 use crate::schedule::Schedule;
 use crate::spec::{LayerSpec, LstmSpec};
 pub use layers::LayerKernels;
@@ -36,6 +37,13 @@ pub struct PlanLimits {
     pub budget_bytes: u64,
     /// The most loop trips of an invocation that the driver completes; `None` if none was found.
     pub loop_trips: Option<u32>,
+}
+
+impl PlanLimits {
+    /// The layout of layer `l` of `layers` in bindings and buffers of this size.
+    pub fn layout(&self, layers: &[LayerSpec], l: usize) -> LayerLayout {
+        LayerLayout::new(layers, l).within(self.binding_bytes, self.buffer_bytes)
+    }
 }
 
 /// Where the rows of input or output lie.
@@ -176,6 +184,8 @@ pub enum BufferId {
         layer: usize,
         /// Which part.
         part: ModelPart,
+        /// Which range of its columns; 0 if it is not split.
+        range: usize,
     },
     /// An index into [`Plan::scratch`].
     Scratch(usize),
@@ -209,7 +219,8 @@ impl BufferRange {
     /// `3` for a scratch buffer, `w_hh.l0`-like for the model, with the offset if there is one.
     fn short(&self) -> String {
         let name = match self.buffer {
-            BufferId::Model { layer, part } => format!("{}.l{layer}", part.name()),
+            BufferId::Model { layer, part, range: 0 } => format!("{}.l{layer}", part.name()),
+            BufferId::Model { layer, part, range } => format!("{}.l{layer}.{range}", part.name()),
             BufferId::Scratch(index) => index.to_string(),
             BufferId::Dummy => "dummy".to_owned(),
             BufferId::Caller(caller) => caller.name().to_owned(),

@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::layers::summed_part;
+use super::planes::{self, Plane};
 use super::{
     BindGroup, BufferId, BufferRange, Content, Dispatch, LayerKernels, Plan, PlanRequest, Read, RowLayout, RowsAt,
     ScratchBuffer, StatesAt, Submit, Upload, tiles,
@@ -42,14 +44,12 @@ pub(super) fn plan(request: &PlanRequest<'_>) -> Result<Plan> {
 }
 
 /// Where the rows that enter a layer lie.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct RowSource {
-    /// One plane per direction of the layer before; the second is absent for one direction.
-    pub(super) planes: [Option<BufferId>; 2],
+    /// One plane per direction of the layer before; the second is absent for one direction. Both are cut alike.
+    pub(super) planes: [Option<Plane>; 2],
     /// Width of a row of a plane in vec4.
     pub(super) k4: usize,
-    /// Whether the planes hold all rows (else the rows of the chunk).
-    whole: bool,
 }
 
 /// The buffers of one layer that live through the run.
@@ -110,23 +110,31 @@ enum Slot {
     Uniforms,
 }
 
-/// Adds to a refusal for a limit how many of the batch's sequences would fit, longest first.
+/// Adds to a refusal for a limit how many of the batch's sequences would fit, longest first, and up to which timestep all
+/// of them would.
 fn advise(request: &PlanRequest<'_>, schedule: &Schedule, error: Error) -> Error {
-    // Looking for the number plans the batch some twenty times; not worth it for a very long one.
+    // Looking for the numbers plans the batch some forty times; not worth it for a very long one.
     const MOST_STEPS: usize = 100_000;
     let batch_size = schedule.batch_size();
     if error.kind() != ErrorKind::DeviceLimit || schedule.num_steps() * request.spec.num_layers() > MOST_STEPS {
         return error;
     }
-    let fits = |n: u64| {
-        let lengths: Vec<usize> = schedule.order()[..n as usize].iter().map(|&b| request.lengths[b]).collect();
-        let fewer = Schedule::new(&lengths);
+    let fits = |lengths: &[usize]| {
+        let fewer = Schedule::new(lengths);
         let smallest_chunks = fewer.active(0);
-        Planner::new(&PlanRequest { lengths: &lengths, ..*request }, fewer, smallest_chunks).run().is_ok()
+        Planner::new(&PlanRequest { lengths, ..*request }, fewer, smallest_chunks).run().is_ok()
     };
-    let message = match largest(batch_size as u64 - 1, |n| n == 0 || fits(n)) {
-        0 => format!("{error}; not even the longest sequence alone would fit"),
-        n => format!("{error}; a batch of the {n} longest of these {batch_size} sequences would fit"),
+    let longest = |n: u64| schedule.order()[..n as usize].iter().map(|&b| request.lengths[b]).collect::<Vec<_>>();
+    let up_to = |steps: u64| request.lengths.iter().map(|&n| n.min(steps as usize)).collect::<Vec<_>>();
+    let sequences = largest(batch_size as u64 - 1, |n| n == 0 || fits(&longest(n)));
+    let steps = largest(schedule.num_steps() as u64 - 1, |n| n == 0 || fits(&up_to(n)));
+    let batch = match sequences {
+        0 => "not even the longest sequence alone would fit".to_owned(),
+        n => format!("a batch of the {n} longest of these {batch_size} sequences would fit"),
+    };
+    let message = match steps {
+        0 => format!("{error}; {batch}"),
+        n => format!("{error}; {batch}, or all {batch_size} up to {n} timesteps"),
     };
     Error::new(ErrorKind::DeviceLimit, message)
 }
@@ -154,7 +162,7 @@ impl<'a> Planner<'a> {
         Self {
             request,
             layers,
-            layouts: (0..layers.len()).map(|l| LayerLayout::new(layers, l)).collect(),
+            layouts: (0..layers.len()).map(|l| request.limits.layout(layers, l)).collect(),
             layer_kernels: (0..layers.len()).map(|l| LayerKernels::new(layers, l)).collect(),
             schedule,
             max_chunk_rows,
@@ -254,8 +262,20 @@ impl<'a> Planner<'a> {
         Ok(if before.is_some() { BufferId::Scratch(index) } else { fresh })
     }
 
-    /// A buffer for a whole sequence: a dead one that has to grow least, or a new one.
-    fn allocate_plane(&mut self, label: String, size_bytes: u64) -> Result<BufferId> {
+    /// Buffers for a whole sequence, as few as bindings allow.
+    fn allocate_plane(&mut self, label: &str, row_bytes: u64) -> Result<Plane> {
+        let limit = self.request.limits.buffer_bytes.min(self.request.limits.binding_bytes);
+        let cuts = planes::cut(&self.schedule, (limit / row_bytes) as usize);
+        let mut buffers = Vec::with_capacity(cuts.len());
+        for (i, rows) in cuts.iter().enumerate() {
+            let label = if i == 0 { label.to_owned() } else { format!("{label}.{i}") };
+            buffers.push(self.allocate_piece(label, rows.len() as u64 * row_bytes)?);
+        }
+        Ok(Plane::of(buffers, &cuts))
+    }
+
+    /// A buffer for a part of a whole sequence: a dead one that has to grow least, or a new one.
+    fn allocate_piece(&mut self, label: String, size_bytes: u64) -> Result<BufferId> {
         let fresh = self.allocate(label, size_bytes, false)?;
         let growth = |&i: &usize| size_bytes.saturating_sub(self.scratch[i].size_bytes);
         let Some(index) = self.dead_planes.iter().copied().min_by_key(growth) else { return Ok(fresh) };
@@ -346,20 +366,13 @@ impl<'a> Planner<'a> {
         }
 
         // The sequence that enters and leaves the group: as a whole, or a chunk at a time.
-        let mut input_chunk = None;
-        let input = match source {
-            Some(source) => source,
-            None => {
-                let k4 = padded(self.layers[0].input_size) / 4;
-                let row_bytes = k4 as u64 * VEC4;
-                let buffer = if whole {
-                    Some(self.allocate_plane("x".into(), total_rows as u64 * row_bytes)?)
-                } else {
-                    input_chunk = Some(row_bytes);
-                    None
-                };
-                RowSource { planes: [buffer, None], k4, whole }
-            }
+        let is_first = source.is_none();
+        let input_k4 = source.as_ref().map_or(padded(self.layers[0].input_size) / 4, |source| source.k4);
+        let input_row = input_k4 as u64 * VEC4;
+        let whole_input = match source {
+            Some(source) => Some(source.planes),
+            None if whole => Some([Some(self.allocate_plane("x", input_row)?), None]),
+            None => None,
         };
         let (layers, last_rows) = (self.layers, self.rows);
         let out_layout = |l: usize| {
@@ -368,13 +381,16 @@ impl<'a> Planner<'a> {
         let out_stride = out_layout(group.layers.end - 1).stride;
         // A forward group that another group follows leaves its whole output.
         let out_whole = whole || !is_last;
-        let mut out_planes = [None, None];
+        let mut whole_output = [None, None];
         if out_whole && out_stride > 0 {
-            for (d, plane) in out_planes.iter_mut().enumerate().take(group.reverse.len()) {
+            for (d, plane) in whole_output.iter_mut().enumerate().take(group.reverse.len()) {
                 let label = format!("y{d}.l{}", group.layers.end - 1);
-                *plane = Some(self.allocate_plane(label, total_rows as u64 * out_stride as u64 * F32)?);
+                *plane = Some(self.allocate_plane(&label, out_stride as u64 * F32)?);
             }
         }
+        let num_pieces = |planes: &[Option<Plane>; 2]| planes.iter().flatten().map(|p| p.pieces().len()).max();
+        let input_pieces = whole_input.as_ref().and_then(num_pieces).unwrap_or(1);
+        let output_pieces = num_pieces(&whole_output).unwrap_or(1);
 
         // Bytes that one row of a chunk costs, and the widest of its bindings.
         let directions = group.reverse.len() as u64;
@@ -386,27 +402,36 @@ impl<'a> Planner<'a> {
             inner_row[l % 2] = inner_row[l % 2].max(out_layout(l).stride as u64 * F32);
         }
         let out_row = if out_whole { 0 } else { out_stride as u64 * F32 };
-        let row_table = self.uses_table() && (source.is_none() || is_last);
+        let row_table = self.uses_table() && (is_first || is_last);
         // A whole sequence goes through the table at once; a recording keeps the tables of all chunks.
         let keeps_all = whole || self.request.recorded;
         let table_bytes =
             |rows: u64| if row_table { F32 * if keeps_all { total_rows as u64 } else { rows } } else { 0 };
-        // One record per dispatch that differs: steps, input projections, and copies of the whole table if need be.
         let record_bytes = u64::from(self.record_bytes());
         let num_steps = self.schedule.num_steps().min(MAX_STEPS_PER_CHUNK);
-        let (num_layers, num_directions) = (group.layers.len(), group.reverse.len());
-        let mut copies = if row_table { 5 * (total_rows / limits.workgroups as usize + 1) } else { 0 };
-        if self.state_table.is_some() && (source.is_none() || is_last) {
+        // One record per dispatch: of a step, of an input projection.
+        let ranges = |l: usize, kernel: Kernel| self.num_ranges(l, kernel);
+        let of_steps =
+            |l: usize| self.layer_kernels[l].step.iter().map(|&(kernel, _)| ranges(l, kernel)).sum::<usize>();
+        let step_records: usize = group.layers.clone().map(of_steps).sum();
+        let input_records: usize = group.layers.clone().map(|l| ranges(l, self.layer_kernels[l].input.0)).sum();
+        let input_records = group.reverse.len() * input_pieces * input_records;
+        let mut copies = match row_table {
+            true => 5 * (total_rows / limits.workgroups as usize + input_pieces + output_pieces),
+            false => 0,
+        };
+        if self.state_table.is_some() && (is_first || is_last) {
             // Per cell: both buffers of h, the final h, c; and at the end h and c, and the last rows.
             let per_copy = self.schedule.batch_size() / limits.workgroups as usize + 1;
             copies += (6 * self.request.spec.num_cells() + 2) * per_copy;
         }
+        copies *= self.most_windows();
         // Every timestep has a row, so a chunk has at most as many steps as rows.
-        let records = |rows: u64| num_layers * (num_steps.min(rows as usize) + num_directions) + copies;
+        let records = |rows: u64| step_records * num_steps.min(rows as usize) + input_records + copies;
         let slots = |rows: u64| {
             [
                 (Slot::Gates, rows * gates_row),
-                (Slot::Input, rows * input_chunk.unwrap_or(0)),
+                (Slot::Input, if whole_input.is_none() { rows * input_row } else { 0 }),
                 (Slot::Inner(0), rows * inner_row[0]),
                 (Slot::Inner(1), rows * inner_row[1]),
                 (Slot::Output, rows * out_row),
@@ -455,15 +480,10 @@ impl<'a> Planner<'a> {
             slot_buffers.push(slot(role, size_bytes)?);
         }
         let gates = slot_buffers[0].expect("gates have a width");
-        let input = RowSource { planes: [slot_buffers[1].or(input.planes[0]), input.planes[1]], ..input };
         let inner_buffers = [slot_buffers[2], slot_buffers[3]];
-        if !out_whole {
-            out_planes[0] = slot_buffers[4];
-        }
         let table = slot_buffers[5];
         let uniforms = slot_buffers[6].expect("there are steps");
         let record_bytes = self.record_bytes();
-        let is_first = source.is_none();
 
         for (k, steps) in chunks.iter().enumerate() {
             let mut chunk = Chunk {
@@ -473,41 +493,51 @@ impl<'a> Planner<'a> {
                 uniform_bytes: Vec::new(),
                 record_bytes,
                 steps: steps.clone(),
+                table_by_row: keeps_all,
                 capacity,
                 buffer_bytes: limits.buffer_bytes,
             };
+            // A buffer of a chunk holds the rows of its only direction.
+            let chunk_rows = self.schedule.rows(steps.clone());
+            let of_chunk = |buffer: Option<BufferId>| [buffer.map(|b| Plane::one(b, chunk_rows.clone())), None];
+            let planes = whole_input.clone().unwrap_or_else(|| of_chunk(slot_buffers[1]));
+            let mut rows_in = RowSource { planes, k4: input_k4 };
+            let output = if out_whole { whole_output.clone() } else { of_chunk(slot_buffers[4]) };
             if is_first && k == 0 {
                 self.plan_initial(&mut chunk, buffers);
             }
-            if is_first {
-                self.plan_input(&mut chunk, &input, table, whole, k == 0);
+            if is_first && (k == 0 || !whole) {
+                self.plan_input(&mut chunk, &rows_in, table);
             }
-            let mut rows_in = input;
             for l in group.layers.clone() {
                 let layout = out_layout(l);
-                let planes = if l + 1 == group.layers.end { out_planes } else { [inner_buffers[l % 2], None] };
-                let stored = Stored { planes, layout, whole: out_whole && l + 1 == group.layers.end };
+                let is_end = l + 1 == group.layers.end;
+                let planes = if is_end { output.clone() } else { of_chunk(inner_buffers[l % 2]) };
+                let stored = Stored { planes, layout };
                 self.plan_layer(&mut chunk, l, group.reverse, &rows_in, gates, &stored, &buffers[l]);
-                rows_in =
-                    RowSource { planes: stored.planes, k4: padded(self.layers[l].h_size()) / 4, whole: stored.whole };
+                rows_in = RowSource { planes: stored.planes, k4: padded(self.layers[l].h_size()) / 4 };
             }
             if is_last {
                 let end = k + 1 == chunks.len();
-                self.plan_output(&mut chunk, out_planes, table, out_whole, end);
+                if end || !out_whole {
+                    self.plan_output(&mut chunk, &output, table);
+                }
                 if end {
                     self.plan_finals(&mut chunk, buffers);
                 }
             }
             self.finish_chunk(chunk)?;
         }
-        if input.whole {
-            self.dead_planes.extend(input.planes.into_iter().flatten().filter_map(BufferId::scratch));
-        }
-        Ok(RowSource {
-            planes: out_planes,
-            k4: padded(self.layers[group.layers.end - 1].h_size()) / 4,
-            whole: out_whole,
-        })
+        let read = whole_input.into_iter().flatten().flatten();
+        let read: Vec<usize> =
+            read.flat_map(|p| p.pieces().iter().filter_map(|p| p.buffer.scratch()).collect::<Vec<_>>()).collect();
+        self.dead_planes.extend(read);
+        Ok(RowSource { planes: whole_output, k4: padded(self.layers[group.layers.end - 1].h_size()) / 4 })
+    }
+
+    /// Dispatches of a kernel of layer `l`: one per range of the weights that it sums with.
+    fn num_ranges(&self, l: usize, kernel: Kernel) -> usize {
+        summed_part(kernel).map_or(1, |part| self.layouts[l].num_ranges(part))
     }
 
     fn uses_table(&self) -> bool {
@@ -633,42 +663,56 @@ impl<'a> Planner<'a> {
         let layout = self.layouts[l];
         let cell = self.layer_kernels[l].cell;
         let (input_kernel, columns) = self.layer_kernels[l].input;
+        let k4 = input.k4 as u32;
         for (d, &r) in reverse.iter().enumerate() {
             let rows = self.direction_rows(&chunk.steps, r);
-            let input_row = if input.whole { rows.start } else { 0 };
-            let k4 = input.k4 as u32;
-            let params = InputParams {
-                rows: rows.len() as u32,
-                columns: columns as u32,
-                x0_first: (input_row * input.k4) as u32,
-                x0_k4: k4,
-                x1_first: (input_row * input.k4) as u32,
-                x1_k4: if input.planes[1].is_some() { k4 } else { 0 },
-                gates_first: (d * chunk.capacity * columns) as u32,
-                x0_stride: k4,
-                x1_stride: k4,
-            };
-            let model = |part, bytes: Range<u64>| BufferRange {
-                buffer: BufferId::Model { layer: l, part },
-                offset_bytes: bytes.start,
-                size_bytes: bytes.end - bytes.start,
-            };
-            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
-            let x0 = input.planes[0].expect("a layer has an input plane");
-            let ranges = vec![
-                chunk.uniform_range(size_of::<InputParams>()),
-                x0.into(),
-                input.planes[1].unwrap_or(x0).into(),
-                model(ModelPart::WeightsIh, layout.weights_ih(d)),
-                model(ModelPart::Bias, layout.bias(d)),
-                gates.into(),
-            ];
-            let bind_group = self.bind_group(input_kernel, ranges);
-            let kernel = tiles::choose(input_kernel, cell, rows.len(), columns, self.request.tiles);
-            let workgroups =
-                [params.columns.div_ceil(kernel.lanes), params.rows.div_ceil(kernel.rows_per_workgroup()), 1];
-            let kernel = self.kernel(kernel);
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+            let [x0, x1] = &input.planes;
+            let x0 = x0.as_ref().expect("a layer has an input plane");
+            for (piece, part) in x0.within(rows.clone()) {
+                let from = &x0.pieces()[piece];
+                let first = ((part.start - from.rows.start) * input.k4) as u32;
+                let x1_buffer = x1.as_ref().map_or(from.buffer, |x1| x1.pieces()[piece].buffer);
+                let kernel = tiles::choose(input_kernel, cell, part.len(), columns, self.request.tiles);
+                let index = self.kernel(kernel);
+                for range in 0..layout.num_ranges(ModelPart::WeightsIh) {
+                    let of_range = layout.range(ModelPart::WeightsIh, range);
+                    let params = InputParams {
+                        rows: part.len() as u32,
+                        columns: columns as u32,
+                        x0_first: first,
+                        x0_k4: k4,
+                        x1_first: first,
+                        x1_k4: if x1.is_some() { k4 } else { 0 },
+                        gates_first: ((d * chunk.capacity + part.start - rows.start) * columns) as u32,
+                        x0_stride: k4,
+                        x1_stride: k4,
+                        column_first: of_range.start as u32,
+                        column_end: of_range.end as u32,
+                        weight_columns: of_range.len() as u32,
+                    };
+                    let model = |part, range, bytes: Range<u64>| BufferRange {
+                        buffer: BufferId::Model { layer: l, part, range },
+                        offset_bytes: bytes.start,
+                        size_bytes: bytes.end - bytes.start,
+                    };
+                    let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+                    let ranges = vec![
+                        chunk.uniform_range(size_of::<InputParams>()),
+                        from.buffer.into(),
+                        x1_buffer.into(),
+                        model(ModelPart::WeightsIh, range, layout.weights_ih(range, d)),
+                        model(ModelPart::Bias, 0, layout.bias(d)),
+                        gates.into(),
+                    ];
+                    let bind_group = self.bind_group(input_kernel, ranges);
+                    let workgroups = [
+                        (of_range.len() as u32).div_ceil(kernel.lanes),
+                        params.rows.div_ceil(kernel.rows_per_workgroup()),
+                        1,
+                    ];
+                    chunk.submit.dispatches.push(Dispatch { kernel: index, bind_group, uniform_bytes, workgroups });
+                }
+            }
         }
         for s in chunk.steps.clone() {
             self.plan_step(chunk, l, s, reverse, gates, stored, buffers);
@@ -690,6 +734,8 @@ impl<'a> Planner<'a> {
         let batch_size = self.schedule.batch_size() as u32;
         let mut directions = [bytemuck::Zeroable::zeroed(); 2];
         let mut most_active = 0;
+        let dummy = |half: u64| BufferRange { buffer: BufferId::Dummy, offset_bytes: half * 256, size_bytes: 256 };
+        let mut y = [dummy(0), dummy(1)];
         for (d, &r) in reverse.iter().enumerate() {
             let t = if r { self.schedule.num_steps() - 1 - s } else { s };
             let row = self.schedule.rows(t..t).start;
@@ -697,10 +743,14 @@ impl<'a> Planner<'a> {
             let active = self.schedule.active(t);
             let still_active = self.schedule.active(t + 1) as u32;
             most_active = most_active.max(active);
+            let stored = stored.planes[d].as_ref().map(|plane| plane.at(row));
+            if let Some(piece) = stored {
+                y[d] = piece.buffer.into();
+            }
             directions[d] = DirectionStep {
                 gates_first: ((d * chunk.capacity + row - first_row) * self.layouts[l].columns) as u32,
                 num_active: active as u32,
-                y_row: (if stored.whole { row } else { row - first_row }) as u32,
+                y_row: stored.map_or(0, |piece| (row - piece.rows.start) as u32),
                 // Forward sequences end at their last valid step; reverse ones all end at t = 0.
                 final_from: match (r, t) {
                     (false, _) => still_active,
@@ -725,12 +775,7 @@ impl<'a> Planner<'a> {
             directions,
             ..bytemuck::Zeroable::zeroed()
         };
-        let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&step));
         let uniform = chunk.uniform_range(size_of::<Step>());
-        let model = |part| BufferRange::from(BufferId::Model { layer: l, part });
-        let [y0, y1] = stored.planes;
-        let dummy = |half: u64| BufferRange { buffer: BufferId::Dummy, offset_bytes: half * 256, size_bytes: 256 };
-        let y = [y0.map_or(dummy(0), BufferRange::from), y1.map_or(dummy(1), BufferRange::from)];
         let (h_prev, h_next) = (buffers.h[s % 2], buffers.h[(s + 1) % 2]);
 
         // Where a second product follows, the first half leaves its input.
@@ -740,7 +785,27 @@ impl<'a> Planner<'a> {
         let (gates, state) = (BufferRange::from(gates), BufferRange::from(buffers.state));
         let (h_prev, h_next) = (BufferRange::from(h_prev), BufferRange::from(h_next));
         let kernels = self.layer_kernels[l].clone();
-        for (kernel, columns) in kernels.step {
+        let of_ranges = kernels.step.into_iter().flat_map(|(kernel, columns)| {
+            (0..self.num_ranges(l, kernel)).map(move |range| (kernel, columns, range)).collect::<Vec<_>>()
+        });
+        for (kernel, columns, range) in of_ranges.collect::<Vec<_>>() {
+            let summed = summed_part(kernel);
+            let model = |part| {
+                let range = if summed == Some(part) { range } else { 0 };
+                BufferRange::from(BufferId::Model { layer: l, part, range })
+            };
+            // The last range has the columns that only pad a row too.
+            let of_range = summed.map_or(0..0, |part| self.layouts[l].range(part, range));
+            let is_last = range + 1 == self.num_ranges(l, kernel);
+            let column_end = if is_last { columns } else { of_range.end };
+            let step = Step {
+                column_first: of_range.start as u32,
+                column_end: column_end as u32,
+                weight_columns: of_range.len() as u32,
+                ..step
+            };
+            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&step));
+            let (tile_columns, columns) = (columns, column_end - of_range.start);
             let ranges = match kernel {
                 Kernel::RecurrentStep | Kernel::RecurrentStepProjected | Kernel::GruStep => {
                     vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, next(), state, y[0], y[1]]
@@ -773,7 +838,7 @@ impl<'a> Planner<'a> {
                 }
             };
             let bind_group = self.bind_group(kernel, ranges);
-            let id = tiles::choose(kernel, kernels.cell, most_active, columns, self.request.tiles);
+            let id = tiles::choose(kernel, kernels.cell, most_active, tile_columns, self.request.tiles);
             let most_active = most_active as u32;
             let workgroups = if id.kernel.is_tiled() {
                 [
@@ -825,10 +890,8 @@ fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
 
 /// Where a layer's output rows go.
 struct Stored {
-    planes: [Option<BufferId>; 2],
+    planes: [Option<Plane>; 2],
     layout: RowLayout,
-    /// Whether the planes hold all rows (else the rows of the chunk).
-    whole: bool,
 }
 
 /// A submit in the making.
@@ -840,6 +903,8 @@ pub(super) struct Chunk {
     uniform_bytes: Vec<u8>,
     record_bytes: u32,
     pub(super) steps: Range<usize>,
+    /// Whether the row table has a place for every row (else for those of the chunk).
+    pub(super) table_by_row: bool,
     /// Rows per direction that the gates buffer has room for.
     capacity: usize,
     /// The largest buffer that the device allows.
@@ -856,6 +921,7 @@ impl Chunk {
             uniform_bytes: Vec::new(),
             record_bytes: 0,
             steps: 0..0,
+            table_by_row: false,
             capacity: 0,
             buffer_bytes,
         }

@@ -4,6 +4,7 @@
 //! `LSTM_REQUIRE_ADAPTER=1` turns "no adapter" into a failure; `LSTM_EXPECT_ADAPTERS=llvmpipe,SwiftShader` asks for
 //! adapters by parts of their names; `LSTM_FULL=1` adds the long cases.
 
+mod any_size;
 mod bits;
 mod conformance;
 mod device_rows;
@@ -76,6 +77,7 @@ fn main() {
         bits::TESTS,
         device_rows::TESTS,
         stream::TESTS,
+        any_size::TESTS,
         robustness::TESTS,
         parity::TESTS,
         conformance::TESTS,

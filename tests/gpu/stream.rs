@@ -258,12 +258,26 @@ fn too_many(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.open(|o| o.limits(wgpu_lstm::LimitsProfile::WebGpuDefaults))?;
     let spec = LstmSpec::stack(4, 1024, 1).build()?;
     let lstm = engine.load_blocking(&wgpu_lstm::LstmWeights::random(&spec, 1))?;
-    // 128 MiB of 8 KiB each.
-    match lstm.stream(16385) {
-        Err(e) if e.kind() == ErrorKind::DeviceLimit && e.to_string().contains("; 16384 slots would fit") => {}
+    // 256 MiB of 8 KiB each.
+    match lstm.stream(32769) {
+        Err(e) if e.kind() == ErrorKind::DeviceLimit && e.to_string().contains("; 32768 slots would fit") => {}
         other => return Err(format!("expected a DeviceLimit, found {other:?}").into()),
     }
-    lstm.stream(16384)?;
+    // More than a binding has: the last slot, the first, and one in the middle.
+    let mut stream = lstm.stream(32768)?;
+    let x = [[0.5; 4], [0.25; 4], [-0.5; 4]].concat();
+    let slots = [32767, 0, 16384];
+    let chunks =
+        |at: &[usize]| -> Vec<Chunk<'_>> { at.iter().map(|&i| Chunk::new(slots[i], &x[4 * i..4 * i + 4])).collect() };
+    let together: Vec<Vec<f32>> = stream.push_blocking(&chunks(&[0, 1, 2]))?.iter().map(<[f32]>::to_vec).collect();
+    let again = stream.push_blocking(&chunks(&[2, 0, 1]))?;
+    let mut few = lstm.stream(3)?;
+    for (n, i) in [2, 0, 1].into_iter().enumerate() {
+        for (step, found) in [(0, &together[i][..]), (1, again.chunk(n))] {
+            let alone = few.push_blocking(&[Chunk::new(i, &x[4 * i..4 * i + 4])])?;
+            equal_bits(&format!("slot {}, step {step}", slots[i]), found, alone.chunk(0))?;
+        }
+    }
     let two_ways = LstmSpec::stack(4, 8, 2).direction(Direction::Bidirectional).build()?;
     match engine.load_blocking(&wgpu_lstm::LstmWeights::random(&two_ways, 1))?.stream(1) {
         Err(e) if e.kind() == ErrorKind::Unsupported && e.to_string().contains("layer 0") => Ok(()),
