@@ -57,7 +57,7 @@ fn pack(c: &mut Criterion) {
 
     let lengths = ragged_lengths();
     let x = input(BATCH_SIZE * SEQ_LEN, spec.input_size());
-    let order = RowOrder::Layout { layout: Layout::BatchMajor, seq_len: SEQ_LEN, batch_size: BATCH_SIZE };
+    let order = RowOrder::Layout { layout: Layout::BatchMajor, seq_len: SEQ_LEN, batch_size: BATCH_SIZE, first: 0 };
     let schedule = Schedule::new(&lengths);
     let stride = padded(spec.input_size());
     group.throughput(Throughput::Elements((schedule.num_rows() * spec.input_size()) as u64));

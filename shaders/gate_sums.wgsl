@@ -2,7 +2,7 @@
 //
 //   sums[b, j] = x_gates[b, j] + Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o
 //
-// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 sums read_write [D, B, H]
 // Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
@@ -45,7 +45,7 @@ fn gate_sums(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.h_stride * timestep.weight_columns + id.x,
+        direction * timestep.h_stride * timestep.weight_columns + j - timestep.weight_first,
         timestep.weight_columns,
     );
     finish_rows(direction, row, j, sum);

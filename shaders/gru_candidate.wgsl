@@ -4,7 +4,7 @@
 //
 // One vec4 per four units u; m is r·h and z lies in `state`, both from gru_reset.
 //
-// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hn read [D, hidden_stride, columns]
 //            3 m read [D, B, hidden_stride / 4] · 4 h_prev read · 5 h_next read_write [D, B, h_stride / 4]
 //            6 state read_write, as in gru_reset, in vec4 · 7 y0 · 8 y1 read_write, in vec4
@@ -71,7 +71,7 @@ fn gru_candidate(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.hidden_stride * timestep.weight_columns + id.x,
+        direction * timestep.hidden_stride * timestep.weight_columns + p4 - timestep.weight_first,
         timestep.weight_columns,
     );
     finish_rows(direction, row, p4, sum);

@@ -4,7 +4,7 @@
 //
 // One vec4 of w_hh holds r and z of two units. z waits in `state`, where an LSTM has c.
 //
-// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 m read_write [D, B, hidden_stride]
 //            5 state read_write z [D, B, hidden_stride], then as in recurrent_step
@@ -55,7 +55,7 @@ fn gru_reset(@builtin(global_invocation_id) id: vec3u) {
         return;
     }
     var sum = rows_zero();
-    if id.x < timestep.weight_columns {
+    if pair < timestep.weight_first + timestep.weight_columns {
         let k4 = timestep.h_stride / 4u;
         sum = dot_h(
             sum,
@@ -64,7 +64,7 @@ fn gru_reset(@builtin(global_invocation_id) id: vec3u) {
             num_active - 1u,
             k4,
             k4,
-            direction * timestep.h_stride * timestep.weight_columns + id.x,
+            direction * timestep.h_stride * timestep.weight_columns + pair - timestep.weight_first,
             timestep.weight_columns,
         );
     }

@@ -6,7 +6,7 @@
 // How a row of x is made of a row of x0 and a row of x1 differs in `project`, shaders/lib/planes_concat.wgsl and
 // shaders/lib/planes_sum.wgsl.
 //
-// Dispatch   x: ceil(columns of a range of the weights / WG_X), y: ceil(rows / (ROWS · WG_Y)); one invocation per ROWS rows and column
+// Dispatch   x: ceil(columns of a part of a range of the weights / WG_X), y: ceil(rows / (ROWS · WG_Y)); one invocation per ROWS rows and column
 // Bindings   0 params uniform · 1 x0 read [rows, x0_k4] · 2 x1 read [rows, x1_k4] · 3 weights read [K, weight_columns]
 //            4 bias read [columns] · 5 x_gates read_write [rows, columns]
 // Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
@@ -28,9 +28,10 @@ struct Params {
     gates_first: u32,
     x0_stride: u32,
     x1_stride: u32,
-    // The columns of this dispatch, and of its range of the weights.
+    // The columns of this dispatch, the first column of the bound range of weights, and how many it has.
     column_first: u32,
     column_end: u32,
+    weight_first: u32,
     weight_columns: u32,
 }
 
@@ -54,5 +55,5 @@ fn input_projection(@builtin(global_invocation_id) id: vec3u) {
     if j >= params.column_end || row >= params.rows {
         return;
     }
-    finish_rows(row, j, project(row, params.rows - 1u, id.x));
+    finish_rows(row, j, project(row, params.rows - 1u, j - params.weight_first));
 }

@@ -5,7 +5,7 @@
 // With a projection bias `with_bias` adds it, shaders/lib/projection_bias.wgsl; otherwise it does nothing,
 // shaders/lib/no_projection_bias.wgsl.
 //
-// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 w_hr read [D, hidden_stride, columns]
 //            2 m read [D, B, hidden_stride / 4] · 3 h_next read_write [D, B, h_stride / 4]
 //            4 state read_write, as in recurrent_step, in vec4 · 5 y0 · 6 y1 read_write, in vec4
@@ -52,7 +52,7 @@ fn projection_step(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.hidden_stride * timestep.weight_columns + id.x,
+        direction * timestep.hidden_stride * timestep.weight_columns + p4 - timestep.weight_first,
         timestep.weight_columns,
     );
     finish_rows(direction, row, p4, sum);

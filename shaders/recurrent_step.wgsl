@@ -7,7 +7,7 @@
 // the new h; with projection it goes to projection_step. The two differ in `emit`, shaders/lib/emit_h.wgsl and
 // shaders/lib/emit_m.wgsl.
 //
-// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 next read_write [D, B, stride] (h, or m with projection)
 //            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]; no c in a GRU
@@ -73,7 +73,7 @@ fn recurrent_step(@builtin(global_invocation_id) id: vec3u) {
             num_active - 1u,
             k4,
             k4,
-            direction * timestep.h_stride * timestep.weight_columns + id.x,
+            direction * timestep.h_stride * timestep.weight_columns + j - timestep.weight_first,
             timestep.weight_columns,
         );
     }

@@ -2,7 +2,7 @@
 //
 //   h[b, u] = gate_f(x_gates[b, u] + Σ_k h_prev[b, k] · w_hh[k, u])        one vec4 per four units u
 //
-// Dispatch   x: ceil(columns / WG_X) of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, h_stride / 4]
 //            2 w_hh read [D, h_stride, columns] · 3 h_prev read · 4 h_next read_write [D, B, h_stride / 4]
 //            5 state read_write h_n, last [D, B, h_stride / 4] · 6 y0 · 7 y1 read_write, in vec4
@@ -52,7 +52,7 @@ fn rnn_step(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.h_stride * timestep.weight_columns + id.x,
+        direction * timestep.h_stride * timestep.weight_columns + p4 - timestep.weight_first,
         timestep.weight_columns,
     );
     finish_rows(direction, row, p4, sum);

@@ -1,6 +1,11 @@
 //! What goes in and what comes out: a batch of sequences of unequal length, and the results asked for.
 
+#[cfg(feature = "gpu")]
+use std::ops::Range;
+
 use crate::error::{Result, bail};
+#[cfg(feature = "gpu")]
+use crate::spec::LayerSpec;
 use crate::spec::LstmSpec;
 
 /// The order of the first two axes of `input` and `output`.
@@ -43,6 +48,8 @@ pub enum RowOrder<'a> {
         seq_len: usize,
         /// B
         batch_size: usize,
+        /// The sequence of the array that is sequence 0 here.
+        first: usize,
     },
     /// Each sequence has just its own timesteps, from this row on, `[B]`.
     Starts(&'a [usize]),
@@ -53,7 +60,7 @@ impl RowOrder<'_> {
     /// The row of timestep `t` of sequence `b`.
     pub fn row(&self, t: usize, b: usize) -> usize {
         match *self {
-            RowOrder::Layout { layout, seq_len, batch_size } => layout.row(t, b, seq_len, batch_size),
+            RowOrder::Layout { layout, seq_len, batch_size, first } => layout.row(t, first + b, seq_len, batch_size),
             RowOrder::Starts(starts) => starts[b] + t,
         }
     }
@@ -249,10 +256,10 @@ impl<'a> SequenceBatch<'a> {
         self.outputs
     }
 
-    /// Where rows lie in input and output.
+    /// Where the rows of the sequences from `first` on lie in the input.
     #[cfg(feature = "gpu")]
-    pub(crate) fn order(&self) -> RowOrder<'a> {
-        RowOrder::Layout { layout: self.layout, seq_len: self.seq_len, batch_size: self.batch_size }
+    pub(crate) fn order(&self, first: usize) -> RowOrder<'a> {
+        RowOrder::Layout { layout: self.layout, seq_len: self.seq_len, batch_size: self.batch_size, first }
     }
 
     /// The input row of timestep `t` of sequence `b`, `[I]`.
@@ -316,6 +323,64 @@ impl<'a> SequenceBatch<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// The states of some sequences: [cells, B, size] → [cells, n, size].
+#[cfg(feature = "gpu")]
+pub(crate) fn states_of(
+    state: &[f32],
+    batch_size: usize,
+    sequences: &Range<usize>,
+    spec: &LstmSpec,
+    size: fn(&LayerSpec) -> usize,
+) -> Vec<f32> {
+    let mut first = 0;
+    let mut chosen = Vec::new();
+    for (_, layer, _) in spec.cells() {
+        let width = size(layer);
+        chosen.extend_from_slice(&state[first + sequences.start * width..first + sequences.end * width]);
+        first += batch_size * width;
+    }
+    chosen
+}
+
+/// Joins what runs of consecutive sequences returned, each with their number, to what one run would have.
+#[cfg(feature = "gpu")]
+pub(crate) fn join_outputs(
+    parts: Vec<(usize, BatchOutput)>,
+    batch: &SequenceBatch<'_>,
+    spec: &LstmSpec,
+) -> BatchOutput {
+    if parts.len() == 1 {
+        return parts.into_iter().next().map(|(_, output)| output).unwrap_or_default();
+    }
+    // Every array is [blocks, B, width] with a width for each block.
+    let join = |array: fn(&BatchOutput) -> Option<&Vec<f32>>, widths: &[usize]| -> Option<Vec<f32>> {
+        parts.first().and_then(|(_, output)| array(output))?;
+        let mut joined = Vec::with_capacity(batch.batch_size() * widths.iter().sum::<usize>());
+        let mut before = 0;
+        for &width in widths {
+            for (n, output) in &parts {
+                let part = array(output).map_or(&[][..], Vec::as_slice);
+                joined.extend_from_slice(&part[n * before..][..n * width]);
+            }
+            before += width;
+        }
+        Some(joined)
+    };
+    let rows = |features: usize| match batch.layout {
+        Layout::TimeMajor => vec![features; batch.seq_len],
+        Layout::BatchMajor => vec![batch.seq_len * features],
+    };
+    let last = spec.last_layer();
+    let cells = |size: fn(&LayerSpec) -> usize| spec.cells().map(|(_, layer, _)| size(layer)).collect::<Vec<_>>();
+    BatchOutput {
+        output: join(|o| o.output.as_ref(), &rows(last.output_size())),
+        last: join(|o| o.last.as_ref(), &[last.output_size()]),
+        h_n: join(|o| o.h_n.as_ref(), &cells(LayerSpec::h_size)),
+        c_n: join(|o| o.c_n.as_ref(), &cells(LayerSpec::c_size)),
+        cells: join(|o| o.cells.as_ref(), &rows(last.num_directions() * last.c_size())),
     }
 }
 

@@ -454,7 +454,7 @@ impl Lstm {
         let output = match &self.inner.model {
             #[cfg(feature = "gpu")]
             Model::Gpu(model) => {
-                return model.run(&Job::of(batch), waiting, progress).await;
+                return model.run(Job::of(batch), waiting, progress).await;
             }
             #[cfg(feature = "cpu")]
             Model::Cpu(model) => model.run(batch)?,

@@ -60,11 +60,18 @@ mod gpu_internals {
         pub tiles: TileOverride,
         /// Memory budget.
         pub budget_bytes: Option<u64>,
+        /// The most operations of a dispatch.
+        pub dispatch_flops: Option<u64>,
     }
 
     impl Fixed {
         fn job<'a>(self, batch: &'a SequenceBatch<'_>) -> Job<'a> {
-            Job { tiles: self.tiles, budget_bytes: self.budget_bytes, ..Job::of(batch) }
+            Job {
+                tiles: self.tiles,
+                budget_bytes: self.budget_bytes,
+                dispatch_flops: self.dispatch_flops,
+                ..Job::of(batch)
+            }
         }
     }
 
@@ -74,7 +81,7 @@ mod gpu_internals {
         Some(
             batch
                 .validate(lstm.spec())
-                .and_then(|()| pollster::block_on(model.run(&fixed.job(batch), Waiting::Blocking, &|_| ()))),
+                .and_then(|()| pollster::block_on(model.run(fixed.job(batch), Waiting::Blocking, &|_| ()))),
         )
     }
 

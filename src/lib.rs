@@ -27,6 +27,7 @@ mod plan;
 #[cfg(feature = "gpu")]
 mod gpu;
 mod engine;
+mod many;
 mod stream;
 #[cfg(feature = "onnx")]
 pub mod onnx;
@@ -40,6 +41,7 @@ pub use engine::{Engine, Lstm};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuBatch, GpuOutput, GpuTensor};
+pub use many::RunMany;
 pub use options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions, LimitsProfile};
 pub use spec::{Direction, LayerSpec, LstmSpec, MAX_SIZE, Merge, StackBuilder};
 pub use stream::{Chunk, PushOutput, SlotState, Stream};

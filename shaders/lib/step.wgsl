@@ -35,10 +35,14 @@ struct Step {
     // First elements of the final h and of the last valid h in `state`; c starts at 0.
     state_h_n: u32,
     state_last: u32,
-    // The columns of this dispatch, and how many of them its range of the weights has: the last range of a row is also
-    // dispatched for the columns that pad the row.
+    // The columns of this dispatch, the first column of the bound range of weights, and how many it has. Columns past the
+    // range pad a row.
     column_first: u32,
     column_end: u32,
+    weight_first: u32,
     weight_columns: u32,
+    padding_0: u32,
+    padding_1: u32,
+    padding_2: u32,
     directions: array<DirectionStep, 2>,
 }

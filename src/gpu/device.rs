@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use super::faults::Faults;
+use super::pace::Pace;
 use super::pipelines::Pipelines;
 use super::wait::{Ownership, Waiter, poll};
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -34,6 +35,7 @@ pub(crate) struct Context {
     pub(crate) pipelines: Pipelines,
     pub(crate) dummy: wgpu::Buffer,
     pub(crate) waiter: Waiter,
+    pub(crate) pace: Pace,
     ownership: Ownership,
     pool: Mutex<Pool>,
     /// Bits of the f32 that scratch is filled with before each run; 0 for none. Set by tests.
@@ -146,6 +148,7 @@ impl Context {
             pipelines: Pipelines::new(&device),
             waiter: Waiter::new(device.clone(), faults.clone(), ownership),
             ownership,
+            pace: Pace::default(),
             pool: Mutex::new(Pool {
                 free: HashMap::new(),
                 bytes: 0,

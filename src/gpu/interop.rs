@@ -1,5 +1,7 @@
 //! Batches whose arrays lie on the device, and recording into an application's encoder.
 
+use std::borrow::Cow;
+
 use super::device::Context;
 use super::job::{CallerBuffers, CallerRange, Job};
 use super::model::GpuLstm;
@@ -362,9 +364,12 @@ impl GpuLstm {
                 callers.set(caller, tensor.range());
             }
         }
+        let order =
+            RowOrder::Layout { layout: batch.layout, seq_len: batch.seq_len, batch_size: batch.batch_size, first: 0 };
         let job = Job {
-            lengths: &batch.lengths,
-            order: RowOrder::Layout { layout: batch.layout, seq_len: batch.seq_len, batch_size: batch.batch_size },
+            lengths: Cow::Borrowed(&batch.lengths),
+            input_order: order,
+            output_order: order,
             array_rows: batch.seq_len * batch.batch_size,
             input: None,
             h_0: None,
@@ -376,6 +381,7 @@ impl GpuLstm {
             committed: None,
             tiles: TileOverride::default(),
             budget_bytes: None,
+            dispatch_flops: None,
         };
         self.record(&job, encoder)?;
         Ok(result)

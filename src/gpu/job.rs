@@ -1,11 +1,14 @@
 //! What a plan runs on: sequences, and where their rows and states are.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use super::model::GpuLstm;
 use crate::batch::{Outputs, RowOrder, SequenceBatch};
 use crate::error::Result;
 use crate::plan::{Caller, Plan, PlanRequest, RowsAt, StatesAt, TileOverride};
+use crate::spec::{LayerSpec, LstmSpec};
 
 /// A buffer of the caller, from `offset_bytes` on.
 #[derive(Debug, Clone)]
@@ -47,15 +50,16 @@ pub(crate) struct SlotsOf<'a> {
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Job<'a> {
-    pub(crate) lengths: &'a [usize],
-    /// Where rows lie in input and output.
-    pub(crate) order: RowOrder<'a>,
-    /// Rows of these arrays.
+    pub(crate) lengths: Cow<'a, [usize]>,
+    /// Where rows lie in the input, and in output and cells.
+    pub(crate) input_order: RowOrder<'a>,
+    pub(crate) output_order: RowOrder<'a>,
+    /// Rows of output and cells.
     pub(crate) array_rows: usize,
     /// Input rows on the host; `None` if the caller's buffer has them.
     pub(crate) input: Option<&'a [f32]>,
-    pub(crate) h_0: Option<&'a [f32]>,
-    pub(crate) c_0: Option<&'a [f32]>,
+    pub(crate) h_0: Option<Cow<'a, [f32]>>,
+    pub(crate) c_0: Option<Cow<'a, [f32]>>,
     pub(crate) slots: Option<SlotsOf<'a>>,
     pub(crate) outputs: Outputs,
     /// Whether results go to buffers of the caller.
@@ -67,18 +71,21 @@ pub(crate) struct Job<'a> {
     pub(crate) tiles: TileOverride,
     /// The memory budget in place of the context's.
     pub(crate) budget_bytes: Option<u64>,
+    /// The most operations of a dispatch, in place of what the device has shown.
+    pub(crate) dispatch_flops: Option<u64>,
 }
 
 impl<'a> Job<'a> {
     /// A batch whose rows and states are on the host.
     pub(crate) fn of(batch: &'a SequenceBatch<'_>) -> Self {
         Self {
-            lengths: batch.sequence_lengths(),
-            order: batch.order(),
+            lengths: Cow::Borrowed(batch.sequence_lengths()),
+            input_order: batch.order(0),
+            output_order: batch.order(0),
             array_rows: batch.seq_len() * batch.batch_size(),
             input: Some(batch.input()),
-            h_0: batch.initial_h(),
-            c_0: batch.initial_c(),
+            h_0: batch.initial_h().map(Cow::Borrowed),
+            c_0: batch.initial_c().map(Cow::Borrowed),
             slots: None,
             outputs: batch.requested(),
             to_device: false,
@@ -86,6 +93,40 @@ impl<'a> Job<'a> {
             committed: None,
             tiles: TileOverride::default(),
             budget_bytes: None,
+            dispatch_flops: None,
+        }
+    }
+
+    /// Some sequences of a batch, with arrays of their own for what they return.
+    pub(crate) fn part(batch: &SequenceBatch<'a>, sequences: Range<usize>, spec: &LstmSpec) -> Self {
+        let order = RowOrder::Layout {
+            layout: batch.layout(),
+            seq_len: batch.seq_len(),
+            batch_size: sequences.len(),
+            first: 0,
+        };
+        let states = |state: Option<&'a [f32]>, size: fn(&LayerSpec) -> usize| {
+            state.map(|s| match sequences.len() == batch.batch_size() {
+                true => Cow::Borrowed(s),
+                false => Cow::Owned(crate::batch::states_of(s, batch.batch_size(), &sequences, spec, size)),
+            })
+        };
+        Self {
+            lengths: Cow::Owned(batch.sequence_lengths()[sequences.clone()].to_vec()),
+            input_order: batch.order(sequences.start),
+            output_order: order,
+            array_rows: batch.seq_len() * sequences.len(),
+            input: Some(batch.input()),
+            h_0: states(batch.initial_h(), LayerSpec::h_size),
+            c_0: states(batch.initial_c(), LayerSpec::c_size),
+            slots: None,
+            outputs: batch.requested(),
+            to_device: false,
+            callers: CallerBuffers::default(),
+            committed: None,
+            tiles: TileOverride::default(),
+            budget_bytes: None,
+            dispatch_flops: None,
         }
     }
 
@@ -122,7 +163,7 @@ impl GpuLstm {
         };
         Plan::new(&PlanRequest {
             spec: &self.spec,
-            lengths: job.lengths,
+            lengths: &job.lengths,
             array_rows: job.array_rows,
             outputs: job.outputs,
             initial: job.initial(),
@@ -131,6 +172,7 @@ impl GpuLstm {
             output: if job.to_device { RowsAt::Device } else { RowsAt::Host },
             recorded,
             caller_first: Caller::ALL.map(first),
+            dispatch_flops: job.dispatch_flops.unwrap_or_else(|| self.context.pace.dispatch_flops()),
             limits,
             tiles: job.tiles,
         })

@@ -78,6 +78,11 @@ impl GpuLstm {
         Ok(Self { context: context.clone(), spec, buffers })
     }
 
+    /// Bytes of working buffers of one run.
+    pub(crate) fn budget_bytes(&self) -> u64 {
+        self.context.limits.budget_bytes
+    }
+
     pub(super) fn buffer(&self, layer: usize, part: ModelPart, range: usize) -> &wgpu::Buffer {
         let index = ModelPart::ALL.iter().position(|&p| p == part).expect("ALL lists every part");
         &self.buffers[layer][index][range]

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+#[cfg(not(target_family = "wasm"))]
+use std::time::Instant;
 
-use super::device::{Context, Scratch, Wanted};
+use super::device::{Scratch, Wanted};
 use super::job::{CallerRange, Job, SlotsOf};
 use super::model::GpuLstm;
 use super::wait::{Signal, Waiting, map};
@@ -26,47 +28,31 @@ struct InFlight {
     /// The mappings of `staging`.
     signal: Signal,
     staging: Vec<wgpu::Buffer>,
+    #[cfg(not(target_family = "wasm"))]
+    begun: Instant,
 }
 
 impl GpuLstm {
     /// Runs a validated job with at least one valid row.
     pub(crate) async fn run(
         &self,
-        job: &Job<'_>,
+        job: Job<'_>,
         waiting: Waiting,
         progress: &(dyn Fn(f64) + Sync),
     ) -> Result<BatchOutput> {
-        let context = &self.context;
-        context.faults.check()?;
-        let plan = self.plan(job, false)?;
-        let mut pipelines = Vec::with_capacity(plan.kernels.len());
-        for &id in &plan.kernels {
-            pipelines.push(context.pipeline(id).await?);
-        }
-        let scratch = context.acquire(&wanted(&plan)).await?;
-        let resources = Resources { model: self, plan: &plan, job, scratch: &scratch };
-        let bind_groups = context.guarded("binding", || resources.bind_groups()).await?;
-
-        let mut results = Results::new(job, self, &plan);
-        let mut in_flight: VecDeque<InFlight> = VecDeque::new();
-        for submit in 0..plan.submits.len() {
-            if in_flight.len() >= MAX_IN_FLIGHT
-                && let Some(oldest) = in_flight.pop_front()
-            {
-                finish(context, oldest, waiting, &plan, &mut results).await?;
-                progress((submit + 1 - MAX_IN_FLIGHT) as f64 / plan.submits.len() as f64);
+        let mut run = Run::start(self, job).await?;
+        while !run.is_submitted() {
+            if run.num_in_flight() >= MAX_IN_FLIGHT {
+                run.finish_oldest(waiting).await?;
+                progress(run.progress());
             }
-            let next = context.guarded("submitting", || resources.submit(submit, &pipelines, &bind_groups)).await?;
-            in_flight.push_back(next);
+            run.submit_next().await?;
         }
-        if let Some(committed) = job.committed {
-            committed.store(true, Ordering::SeqCst);
+        while run.num_in_flight() > 0 {
+            run.finish_oldest(waiting).await?;
+            progress(run.progress());
         }
-        while let Some(oldest) = in_flight.pop_front() {
-            finish(context, oldest, waiting, &plan, &mut results).await?;
-        }
-        progress(1.0);
-        Ok(results.output)
+        Ok(run.results)
     }
 
     /// Records a validated job with at least one valid row, all of whose results stay on the device.
@@ -96,21 +82,90 @@ impl GpuLstm {
     }
 }
 
-async fn finish(
-    context: &Context,
-    done: InFlight,
-    waiting: Waiting,
-    plan: &Plan,
-    results: &mut Results<'_>,
-) -> Result<()> {
-    done.signal.finish(&context.waiter, done.index, waiting).await?;
-    for (index, staging) in done.staging.iter().enumerate() {
-        let view = mapped_view(staging)?;
-        results.take(&plan.submits[done.submit].reads, index, plan, &view);
-        drop(view);
-        staging.unmap();
+/// A job under way: submits are made and finished one at a time, so that several runs can take turns.
+pub(crate) struct Run<'a> {
+    model: &'a GpuLstm,
+    job: Job<'a>,
+    plan: Plan,
+    pipelines: Vec<wgpu::ComputePipeline>,
+    scratch: Vec<Scratch>,
+    bind_groups: Vec<wgpu::BindGroup>,
+    in_flight: VecDeque<InFlight>,
+    submitted: usize,
+    finished: usize,
+    /// The output in the making.
+    results: BatchOutput,
+}
+
+impl<'a> Run<'a> {
+    /// Plans a validated job with at least one valid row and acquires what it needs; submits nothing yet.
+    pub(crate) async fn start(model: &'a GpuLstm, job: Job<'a>) -> Result<Self> {
+        let context = &model.context;
+        context.faults.check()?;
+        let plan = model.plan(&job, false)?;
+        let mut pipelines = Vec::with_capacity(plan.kernels.len());
+        for &id in &plan.kernels {
+            pipelines.push(context.pipeline(id).await?);
+        }
+        let scratch = context.acquire(&wanted(&plan)).await?;
+        let resources = Resources { model, plan: &plan, job: &job, scratch: &scratch };
+        let bind_groups = context.guarded("binding", || resources.bind_groups()).await?;
+        let results = empty_results(&job, model);
+        let in_flight = VecDeque::new();
+        Ok(Self { model, job, plan, pipelines, scratch, bind_groups, in_flight, submitted: 0, finished: 0, results })
     }
-    Ok(())
+
+    /// Whether every submit was made.
+    pub(crate) fn is_submitted(&self) -> bool {
+        self.submitted == self.plan.submits.len()
+    }
+
+    /// Submits that were made and not finished.
+    pub(crate) fn num_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    fn progress(&self) -> f64 {
+        self.finished as f64 / self.plan.submits.len() as f64
+    }
+
+    /// What the run returned, once nothing is left to submit or to finish.
+    pub(crate) fn take_output(&mut self) -> BatchOutput {
+        std::mem::take(&mut self.results)
+    }
+
+    /// Makes the next submit.
+    pub(crate) async fn submit_next(&mut self) -> Result<()> {
+        let resources = Resources { model: self.model, plan: &self.plan, job: &self.job, scratch: &self.scratch };
+        let submit = || resources.submit(self.submitted, &self.pipelines, &self.bind_groups);
+        let next = self.model.context.guarded("submitting", submit).await?;
+        self.in_flight.push_back(next);
+        self.submitted += 1;
+        if let Some(committed) = self.job.committed.filter(|_| self.is_submitted()) {
+            committed.store(true, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest submit and takes what it read.
+    pub(crate) async fn finish_oldest(&mut self, waiting: Waiting) -> Result<()> {
+        let Some(done) = self.in_flight.pop_front() else { return Ok(()) };
+        let context = &self.model.context;
+        done.signal.finish(&context.waiter, done.index, waiting).await?;
+        let submit = &self.plan.submits[done.submit];
+        // The time since the submit was made is at least what the device took.
+        #[cfg(not(target_family = "wasm"))]
+        context.pace.note(submit.flops(), done.begun.elapsed());
+        for (index, staging) in done.staging.iter().enumerate() {
+            let view = mapped_view(staging)?;
+            let mut results = Results { job: &self.job, model: self.model, output: &mut self.results };
+            results.take(&submit.reads, index, &self.plan, &view);
+            drop(view);
+            staging.unmap();
+        }
+        self.finished += 1;
+        Ok(())
+    }
 }
 
 /// The scratch buffers of a plan.
@@ -258,7 +313,14 @@ impl<'a> Resources<'a> {
             );
         }
         let submission = context.queue.submit([encoder.finish()]);
-        InFlight { submit: index, index: submission, signal: map(&staging), staging }
+        InFlight {
+            submit: index,
+            index: submission,
+            signal: map(&staging),
+            staging,
+            #[cfg(not(target_family = "wasm"))]
+            begun: Instant::now(),
+        }
     }
 
     fn upload(&self, upload: &Upload) {
@@ -272,11 +334,12 @@ impl<'a> Resources<'a> {
             Upload::InputRows { buffer, rows, stride } => {
                 let input = job.input.expect("planned for rows on the host");
                 let width = self.model.spec.input_size();
-                let packed = pack_input_rows(input, width, job.order, schedule, rows.clone(), *stride);
+                let packed = pack_input_rows(input, width, job.input_order, schedule, rows.clone(), *stride);
                 write(*buffer, bytemuck::cast_slice(&packed));
             }
             Upload::RowTable { buffer, first, rows } => {
-                let table = row_table(schedule, rows.clone(), job.order);
+                // Input and output of the caller lie alike.
+                let table = row_table(schedule, rows.clone(), job.output_order);
                 write_at(*buffer, 4 * *first as u64, bytemuck::cast_slice(&table));
             }
             Upload::StateTable { buffer } => {
@@ -298,8 +361,8 @@ impl<'a> Resources<'a> {
                     let s = s.map(|s| s[first..][..directions * batch_size * width].to_vec());
                     pack_state(s.as_deref(), schedule, directions, width)
                 };
-                let h_0 = of_layer(job.h_0, h_first, spec.h_size());
-                let mut c_0 = of_layer(job.c_0, c_first, spec.c_size());
+                let h_0 = of_layer(job.h_0.as_deref(), h_first, spec.h_size());
+                let mut c_0 = of_layer(job.c_0.as_deref(), c_first, spec.c_size());
                 c_0.resize(*c_len, 0.0);
                 write(h[0], bytemuck::cast_slice(&h_0));
                 write(h[1], bytemuck::cast_slice(&h_0));
@@ -329,32 +392,47 @@ fn mapped_view(buffer: &wgpu::Buffer) -> Result<wgpu::BufferView> {
     buffer.get_mapped_range(..).map_err(|e| Error::new(ErrorKind::DeviceFault, format!("reading back: {e}")))
 }
 
+/// Arrays of zeros for what a job returns to the host.
+fn empty_results(job: &Job<'_>, model: &GpuLstm) -> BatchOutput {
+    let wanted = job.outputs;
+    let last = model.spec.last_layer();
+    let (rows, batch_size) = (job.array_rows, job.lengths.len());
+    let (h_size, c_size) = model.spec.state_sizes();
+    let zeros = |wanted: bool, len: usize| wanted.then(|| vec![0.0; len]);
+    let (rows_here, states_here) = (!job.to_device, !job.to_device && job.slots.is_none());
+    BatchOutput {
+        output: zeros(rows_here && wanted.sequence == SequenceOutput::All, rows * last.output_size()),
+        last: zeros(rows_here && wanted.sequence == SequenceOutput::Last, batch_size * last.output_size()),
+        h_n: zeros(states_here && wanted.final_state, batch_size * h_size),
+        c_n: zeros(states_here && wanted.final_state, batch_size * c_size),
+        cells: zeros(rows_here && wanted.cells, rows * last.num_directions() * last.c_size()),
+    }
+}
+
+impl Job<'_> {
+    /// What the job returns if it has no valid row: zeros, and initial states.
+    pub(crate) fn rest(&self, model: &GpuLstm) -> Option<BatchOutput> {
+        if self.lengths.iter().any(|&n| n > 0) {
+            return None;
+        }
+        let mut results = empty_results(self, model);
+        for (state, initial) in [(&mut results.h_n, &self.h_0), (&mut results.c_n, &self.c_0)] {
+            if let (Some(state), Some(initial)) = (state, initial) {
+                state.copy_from_slice(initial);
+            }
+        }
+        Some(results)
+    }
+}
+
 /// The output in the making.
 struct Results<'a> {
     job: &'a Job<'a>,
     model: &'a GpuLstm,
-    output: BatchOutput,
+    output: &'a mut BatchOutput,
 }
 
-impl<'a> Results<'a> {
-    fn new(job: &'a Job<'a>, model: &'a GpuLstm, plan: &Plan) -> Self {
-        let wanted = job.outputs;
-        let last = model.spec.last_layer();
-        let (rows, batch_size) = (job.array_rows, job.lengths.len());
-        let (h_size, c_size) = model.spec.state_sizes();
-        let zeros = |wanted: bool, len: usize| wanted.then(|| vec![0.0; len]);
-        debug_assert_eq!(plan.schedule.batch_size(), batch_size);
-        let (rows_here, states_here) = (!job.to_device, !job.to_device && job.slots.is_none());
-        let output = BatchOutput {
-            output: zeros(rows_here && wanted.sequence == SequenceOutput::All, rows * last.output_size()),
-            last: zeros(rows_here && wanted.sequence == SequenceOutput::Last, batch_size * last.output_size()),
-            h_n: zeros(states_here && wanted.final_state, batch_size * h_size),
-            c_n: zeros(states_here && wanted.final_state, batch_size * c_size),
-            cells: zeros(rows_here && wanted.cells, rows * last.num_directions() * last.c_size()),
-        };
-        Self { job, model, output }
-    }
-
+impl Results<'_> {
     /// Unpacks what a submit read into staging buffer `index`.
     fn take(&mut self, reads: &[crate::plan::Read], index: usize, plan: &Plan, staging: &[u8]) {
         let batch_size = self.job.lengths.len();
@@ -381,7 +459,7 @@ impl<'a> Results<'a> {
                         if let (Some(out), Some(column)) = (out, column) {
                             let plane = Plane { values, stride: plan.rows.stride, column, width };
                             let outputs = merge.num_outputs(last.num_directions());
-                            let order = self.job.order;
+                            let order = self.job.output_order;
                             let place = |t, b| (order.row(t, b) * outputs + direction.min(&(outputs - 1))) * width;
                             scatter_plane(&plane, &plan.schedule, rows.clone(), place, merge, out);
                         }

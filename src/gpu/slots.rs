@@ -1,5 +1,6 @@
 //! The slots of a stream on the device: a row per slot, h of all layers and then c of all layers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -73,8 +74,9 @@ impl GpuSlots {
         let mut callers = CallerBuffers::default();
         callers.set(Caller::Slots, self.range());
         Job {
-            lengths: sequences.lengths,
-            order: RowOrder::Starts(sequences.starts),
+            lengths: Cow::Borrowed(sequences.lengths),
+            input_order: RowOrder::Starts(sequences.starts),
+            output_order: RowOrder::Starts(sequences.starts),
             array_rows: sequences.num_rows,
             input: None,
             h_0: None,
@@ -86,6 +88,7 @@ impl GpuSlots {
             committed: None,
             tiles: TileOverride::default(),
             budget_bytes: None,
+            dispatch_flops: None,
         }
     }
 
@@ -101,7 +104,7 @@ impl GpuSlots {
     ) -> Result<BatchOutput> {
         let outputs = Outputs { sequence, final_state: true, cells: false };
         let job = Job { input: Some(input), committed: Some(committed), ..self.job(sequences, outputs) };
-        model.run(&job, waiting, &|_| ()).await
+        model.run(job, waiting, &|_| ()).await
     }
 
     /// Records the chunks, whose rows lie in `input`; all hidden states go to `output`, those at the last steps to

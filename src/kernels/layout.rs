@@ -199,7 +199,7 @@ impl LayerLayout {
     }
 
     /// K of a part that may be split.
-    fn k(&self, part: ModelPart) -> usize {
+    pub fn k(&self, part: ModelPart) -> usize {
         match part {
             ModelPart::WeightsIh => self.input_k(),
             ModelPart::WeightsHh => padded(self.h_size),

@@ -20,6 +20,7 @@ pub struct InputParams {
     pub x1_stride: u32,
     pub column_first: u32,
     pub column_end: u32,
+    pub weight_first: u32,
     pub weight_columns: u32,
 }
 
@@ -52,7 +53,11 @@ pub struct Step {
     pub state_last: u32,
     pub column_first: u32,
     pub column_end: u32,
+    pub weight_first: u32,
     pub weight_columns: u32,
+    pub padding_0: u32,
+    pub padding_1: u32,
+    pub padding_2: u32,
     pub directions: [DirectionStep; 2],
 }
 

@@ -116,7 +116,7 @@ mod tests {
         let (seq_len, batch_size, width) = (5, 4, 3);
         let x: Vec<f32> = (1..=seq_len * batch_size * width).map(|n| n as f32).collect();
         for layout in [Layout::TimeMajor, Layout::BatchMajor] {
-            let order = RowOrder::Layout { layout, seq_len, batch_size };
+            let order = RowOrder::Layout { layout, seq_len, batch_size, first: 0 };
             let schedule = Schedule::new(&lengths);
             let mut back = vec![0.0; x.len()];
             // In two chunks, as a long batch is.

@@ -345,7 +345,13 @@ impl Planner<'_> {
                     ((end - first_row) as u32).div_ceil(kernel.rows_per_workgroup()),
                     1,
                 ];
-                chunk.submit.dispatches.push(Dispatch { kernel: index, bind_group, uniform_bytes, workgroups });
+                chunk.submit.dispatches.push(Dispatch {
+                    kernel: index,
+                    bind_group,
+                    uniform_bytes,
+                    workgroups,
+                    flops: 0,
+                });
             }
         }
     }

@@ -149,6 +149,8 @@ pub struct PlanRequest<'a> {
     pub recorded: bool,
     /// First f32 of each buffer of the caller in its binding, by [`Caller::index`].
     pub caller_first: [u32; Caller::ALL.len()],
+    /// About the most floating-point operations of one dispatch.
+    pub dispatch_flops: u64,
     /// Limits.
     pub limits: PlanLimits,
     /// Tiles fixed by a test.
@@ -169,6 +171,7 @@ impl<'a> PlanRequest<'a> {
             output: RowsAt::Host,
             recorded: false,
             caller_first: [0; Caller::ALL.len()],
+            dispatch_flops: u64::MAX,
             limits,
             tiles: TileOverride::default(),
         }
@@ -266,6 +269,8 @@ pub struct Dispatch {
     pub uniform_bytes: u32,
     /// Workgroups in x, y, z.
     pub workgroups: [u32; 3],
+    /// Floating-point operations of its sums.
+    pub flops: u64,
 }
 
 /// What is written before a submit.
@@ -372,6 +377,13 @@ pub struct Submit {
     pub staging_bytes: Vec<u64>,
 }
 
+impl Submit {
+    /// Floating-point operations of all sums.
+    pub fn flops(&self) -> u64 {
+        self.dispatches.iter().map(|d| d.flops).sum()
+    }
+}
+
 /// Row layout of the last layer's stored sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowLayout {
@@ -418,6 +430,11 @@ impl Plan {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) if a sum needs more loop trips than the driver completes.
     pub fn new(request: &PlanRequest<'_>) -> Result<Plan> {
         planner::plan(request)
+    }
+
+    /// Floating-point operations of all sums.
+    pub fn flops(&self) -> u64 {
+        self.submits.iter().map(Submit::flops).sum()
     }
 
     /// Bytes of all scratch buffers.

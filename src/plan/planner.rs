@@ -29,6 +29,11 @@ const GATES_TARGET_BYTES: u64 = 64 << 20;
 /// The most timesteps of one submit, so that encoding the next overlaps the run of this one.
 const MAX_STEPS_PER_CHUNK: usize = 512;
 
+/// Dispatches are split at multiples of the widest workgroup.
+const LANES: usize = 64;
+/// The fewest rows that an input projection is split into: those of a workgroup of the largest tile.
+const FEWEST_ROWS: usize = 32;
+
 /// Plans with the largest chunks that fit.
 pub(super) fn plan(request: &PlanRequest<'_>) -> Result<Plan> {
     let schedule = Schedule::new(request.lengths);
@@ -410,12 +415,22 @@ impl<'a> Planner<'a> {
         let record_bytes = u64::from(self.record_bytes());
         let num_steps = self.schedule.num_steps().min(MAX_STEPS_PER_CHUNK);
         // One record per dispatch: of a step, of an input projection.
-        let ranges = |l: usize, kernel: Kernel| self.num_ranges(l, kernel);
-        let of_steps =
-            |l: usize| self.layer_kernels[l].step.iter().map(|&(kernel, _)| ranges(l, kernel)).sum::<usize>();
+        let of_steps = |l: usize| {
+            let kernels = self.layer_kernels[l].step.iter();
+            let batch = self.schedule.active(0);
+            kernels.map(|&(kernel, columns)| self.column_runs(l, kernel, columns, batch).len()).sum::<usize>()
+        };
         let step_records: usize = group.layers.clone().map(of_steps).sum();
-        let input_records: usize = group.layers.clone().map(|l| ranges(l, self.layer_kernels[l].input.0)).sum();
-        let input_records = group.reverse.len() * input_pieces * input_records;
+        let input_runs = group.layers.clone().map(|l| {
+            let (kernel, columns) = self.layer_kernels[l].input;
+            let (column_runs, rows_per_run) = self.input_runs(l, kernel, columns);
+            (column_runs.len(), rows_per_run)
+        });
+        let input_runs: Vec<(usize, usize)> = input_runs.collect();
+        let input_records = |rows: usize| {
+            let of_layer = |(columns, per_run): &(usize, usize)| columns * (rows.div_ceil(*per_run) + input_pieces);
+            group.reverse.len() * input_runs.iter().map(of_layer).sum::<usize>()
+        };
         let mut copies = match row_table {
             true => 5 * (total_rows / limits.workgroups as usize + input_pieces + output_pieces),
             false => 0,
@@ -427,7 +442,7 @@ impl<'a> Planner<'a> {
         }
         copies *= self.most_windows();
         // Every timestep has a row, so a chunk has at most as many steps as rows.
-        let records = |rows: u64| step_records * num_steps.min(rows as usize) + input_records + copies;
+        let records = |rows: u64| step_records * num_steps.min(rows as usize) + input_records(rows as usize) + copies;
         let slots = |rows: u64| {
             [
                 (Slot::Gates, rows * gates_row),
@@ -535,9 +550,43 @@ impl<'a> Planner<'a> {
         Ok(RowSource { planes: whole_output, k4: padded(self.layers[group.layers.end - 1].h_size()) / 4 })
     }
 
-    /// Dispatches of a kernel of layer `l`: one per range of the weights that it sums with.
-    fn num_ranges(&self, l: usize, kernel: Kernel) -> usize {
-        summed_part(kernel).map_or(1, |part| self.layouts[l].num_ranges(part))
+    /// Floating-point operations of the sums of a kernel of layer `l` over some rows and columns.
+    fn flops(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
+        let k = summed_part(kernel).map_or(0, |part| self.layouts[l].k(part));
+        // A column is four sums of k products.
+        8 * rows as u64 * columns as u64 * k as u64
+    }
+
+    /// The dispatches that a kernel of layer `l` with `columns` columns takes for `rows` rows at once: at least one per
+    /// range of its weights, as many as it takes for none to be long.
+    fn column_runs(&self, l: usize, kernel: Kernel, columns: usize, rows: usize) -> Vec<ColumnRun> {
+        let Some(part) = summed_part(kernel) else {
+            return vec![ColumnRun { range: 0, weights: 0..0, columns: 0..columns }];
+        };
+        let layout = &self.layouts[l];
+        let most = self.request.dispatch_flops / self.flops(l, kernel, rows, 1).max(1);
+        let most = (usize::try_from(most).unwrap_or(usize::MAX) / LANES * LANES).max(LANES);
+        let num_ranges = layout.num_ranges(part);
+        let mut runs = Vec::with_capacity(num_ranges);
+        for range in 0..num_ranges {
+            let weights = layout.range(part, range);
+            // The last range has the columns that only pad a row too.
+            let end = if range + 1 == num_ranges { columns } else { weights.end };
+            for start in (weights.start..end).step_by(most) {
+                let columns = start..end.min(start.saturating_add(most));
+                runs.push(ColumnRun { range, weights: weights.clone(), columns });
+            }
+        }
+        runs
+    }
+
+    /// The columns of the dispatches of an input projection, and the most rows of each.
+    fn input_runs(&self, l: usize, kernel: Kernel, columns: usize) -> (Vec<ColumnRun>, usize) {
+        let column_runs = self.column_runs(l, kernel, columns, FEWEST_ROWS);
+        let widest = column_runs.iter().map(|run| run.columns.len()).max().unwrap_or(1);
+        let rows = self.request.dispatch_flops / self.flops(l, kernel, 1, widest).max(1);
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX) / FEWEST_ROWS * FEWEST_ROWS;
+        (column_runs, rows.max(FEWEST_ROWS))
     }
 
     fn uses_table(&self) -> bool {
@@ -670,25 +719,29 @@ impl<'a> Planner<'a> {
             let x0 = x0.as_ref().expect("a layer has an input plane");
             for (piece, part) in x0.within(rows.clone()) {
                 let from = &x0.pieces()[piece];
-                let first = ((part.start - from.rows.start) * input.k4) as u32;
                 let x1_buffer = x1.as_ref().map_or(from.buffer, |x1| x1.pieces()[piece].buffer);
                 let kernel = tiles::choose(input_kernel, cell, part.len(), columns, self.request.tiles);
                 let index = self.kernel(kernel);
-                for range in 0..layout.num_ranges(ModelPart::WeightsIh) {
-                    let of_range = layout.range(ModelPart::WeightsIh, range);
+                let (column_runs, rows_per_run) = self.input_runs(l, input_kernel, columns);
+                for (run, row_run) in column_runs.iter().flat_map(|run| {
+                    let starts = part.clone().step_by(rows_per_run);
+                    starts.map(move |start| (run, start..part.end.min(start + rows_per_run)))
+                }) {
+                    let first = ((row_run.start - from.rows.start) * input.k4) as u32;
                     let params = InputParams {
-                        rows: part.len() as u32,
+                        rows: row_run.len() as u32,
                         columns: columns as u32,
                         x0_first: first,
                         x0_k4: k4,
                         x1_first: first,
                         x1_k4: if x1.is_some() { k4 } else { 0 },
-                        gates_first: ((d * chunk.capacity + part.start - rows.start) * columns) as u32,
+                        gates_first: ((d * chunk.capacity + row_run.start - rows.start) * columns) as u32,
                         x0_stride: k4,
                         x1_stride: k4,
-                        column_first: of_range.start as u32,
-                        column_end: of_range.end as u32,
-                        weight_columns: of_range.len() as u32,
+                        column_first: run.columns.start as u32,
+                        column_end: run.columns.end as u32,
+                        weight_first: run.weights.start as u32,
+                        weight_columns: run.weights.len() as u32,
                     };
                     let model = |part, range, bytes: Range<u64>| BufferRange {
                         buffer: BufferId::Model { layer: l, part, range },
@@ -700,17 +753,24 @@ impl<'a> Planner<'a> {
                         chunk.uniform_range(size_of::<InputParams>()),
                         from.buffer.into(),
                         x1_buffer.into(),
-                        model(ModelPart::WeightsIh, range, layout.weights_ih(range, d)),
+                        model(ModelPart::WeightsIh, run.range, layout.weights_ih(run.range, d)),
                         model(ModelPart::Bias, 0, layout.bias(d)),
                         gates.into(),
                     ];
                     let bind_group = self.bind_group(input_kernel, ranges);
                     let workgroups = [
-                        (of_range.len() as u32).div_ceil(kernel.lanes),
+                        (run.columns.len() as u32).div_ceil(kernel.lanes),
                         params.rows.div_ceil(kernel.rows_per_workgroup()),
                         1,
                     ];
-                    chunk.submit.dispatches.push(Dispatch { kernel: index, bind_group, uniform_bytes, workgroups });
+                    let flops = self.flops(l, input_kernel, row_run.len(), run.columns.len());
+                    chunk.submit.dispatches.push(Dispatch {
+                        kernel: index,
+                        bind_group,
+                        uniform_bytes,
+                        workgroups,
+                        flops,
+                    });
                 }
             }
         }
@@ -785,27 +845,24 @@ impl<'a> Planner<'a> {
         let (gates, state) = (BufferRange::from(gates), BufferRange::from(buffers.state));
         let (h_prev, h_next) = (BufferRange::from(h_prev), BufferRange::from(h_next));
         let kernels = self.layer_kernels[l].clone();
-        let of_ranges = kernels.step.into_iter().flat_map(|(kernel, columns)| {
-            (0..self.num_ranges(l, kernel)).map(move |range| (kernel, columns, range)).collect::<Vec<_>>()
+        let runs = kernels.step.into_iter().flat_map(|(kernel, columns)| {
+            let runs = self.column_runs(l, kernel, columns, most_active);
+            runs.into_iter().map(move |run| (kernel, columns, run))
         });
-        for (kernel, columns, range) in of_ranges.collect::<Vec<_>>() {
+        for (kernel, columns, run) in runs.collect::<Vec<_>>() {
             let summed = summed_part(kernel);
             let model = |part| {
-                let range = if summed == Some(part) { range } else { 0 };
+                let range = if summed == Some(part) { run.range } else { 0 };
                 BufferRange::from(BufferId::Model { layer: l, part, range })
             };
-            // The last range has the columns that only pad a row too.
-            let of_range = summed.map_or(0..0, |part| self.layouts[l].range(part, range));
-            let is_last = range + 1 == self.num_ranges(l, kernel);
-            let column_end = if is_last { columns } else { of_range.end };
             let step = Step {
-                column_first: of_range.start as u32,
-                column_end: column_end as u32,
-                weight_columns: of_range.len() as u32,
+                column_first: run.columns.start as u32,
+                column_end: run.columns.end as u32,
+                weight_first: run.weights.start as u32,
+                weight_columns: run.weights.len() as u32,
                 ..step
             };
             let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&step));
-            let (tile_columns, columns) = (columns, column_end - of_range.start);
             let ranges = match kernel {
                 Kernel::RecurrentStep | Kernel::RecurrentStepProjected | Kernel::GruStep => {
                     vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, next(), state, y[0], y[1]]
@@ -838,11 +895,12 @@ impl<'a> Planner<'a> {
                 }
             };
             let bind_group = self.bind_group(kernel, ranges);
-            let id = tiles::choose(kernel, kernels.cell, most_active, tile_columns, self.request.tiles);
+            let id = tiles::choose(kernel, kernels.cell, most_active, columns, self.request.tiles);
+            let flops = reverse.len() as u64 * self.flops(l, kernel, most_active, run.columns.len());
             let most_active = most_active as u32;
             let workgroups = if id.kernel.is_tiled() {
                 [
-                    (columns as u32).div_ceil(id.lanes),
+                    (run.columns.len() as u32).div_ceil(id.lanes),
                     most_active.div_ceil(id.rows_per_workgroup()),
                     reverse.len() as u32,
                 ]
@@ -850,7 +908,7 @@ impl<'a> Planner<'a> {
                 [most_active.min(self.request.limits.workgroups), 1, reverse.len() as u32]
             };
             let kernel = self.kernel(id);
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups });
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops });
         }
     }
 
@@ -886,6 +944,15 @@ fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
         }
     }
     good
+}
+
+/// The columns of a dispatch, in a range of the weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ColumnRun {
+    range: usize,
+    /// All columns of the range.
+    weights: Range<usize>,
+    columns: Range<usize>,
 }
 
 /// Where a layer's output rows go.

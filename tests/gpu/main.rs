@@ -9,6 +9,7 @@ mod bits;
 mod conformance;
 mod device_rows;
 mod fixture;
+mod many;
 mod onnx;
 mod parity;
 mod robustness;
@@ -78,6 +79,7 @@ fn main() {
         device_rows::TESTS,
         stream::TESTS,
         any_size::TESTS,
+        many::TESTS,
         robustness::TESTS,
         parity::TESTS,
         conformance::TESTS,

@@ -79,11 +79,12 @@ macro_rules! members {
 #[test]
 fn structs_have_the_same_members_on_both_sides() {
     let step = members!(Step: hidden_size, hidden_stride, h_stride, batch_size, y_stride, y_h, y_c, state_h_n,
-        state_last, column_first, column_end, weight_columns, directions);
+        state_last, column_first, column_end, weight_first, weight_columns, padding_0, padding_1, padding_2,
+        directions);
     let direction = members!(DirectionStep: gates_first, num_active, y_row, final_from, last_from, padding_0,
         padding_1, padding_2);
     let input = members!(InputParams: rows, columns, x0_first, x0_k4, x1_first, x1_k4, gates_first, x0_stride,
-        x1_stride, column_first, column_end, weight_columns);
+        x1_stride, column_first, column_end, weight_first, weight_columns);
     let copy = members!(CopyParams: rows, width, dst_width, scatter, src_first, src_stride, dst_first, dst_stride,
         first_row, table_first, listed_first, listed_end);
     let self_test = members!(SelfTestParams: num_probes, long_loop, outer_loop, inner_loop);
