@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
+use crate::counters::{Counters, Request, Tally};
 #[cfg_attr(not(feature = "gpu"), allow(unused_imports, reason = "without the GPU path only the docs name them"))]
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions};
 use crate::reference;
 use crate::spec::LstmSpec;
+use crate::trace::{Instrument, span};
 use crate::weights::LstmWeights;
 
 #[cfg(feature = "cpu")]
@@ -32,6 +34,7 @@ pub struct Engine {
 
 struct EngineInner {
     device: Device,
+    tally: Arc<Tally>,
     report: DeviceReport,
 }
 
@@ -63,7 +66,17 @@ impl Engine {
             DeviceChoice::Cpu => open_cpu("asked for by name".into())?,
             _ => open_gpu(&options).await?,
         };
-        Ok(Engine { inner: Arc::new(EngineInner { device, report }) })
+        Ok(Engine::new(device, report))
+    }
+
+    fn new(device: Device, report: DeviceReport) -> Self {
+        let tally = match &device {
+            #[cfg(feature = "gpu")]
+            Device::Gpu(context) => context.tally.clone(),
+            #[allow(unreachable_patterns, reason = "which other devices exist depends on the features")]
+            _ => Arc::default(),
+        };
+        Engine { inner: Arc::new(EngineInner { device, tally, report }) }
     }
 
     /// [`Engine::open`], blocking. Not for a browser's main thread.
@@ -101,7 +114,7 @@ impl Engine {
     ) -> Result<Engine> {
         let context = Context::borrow(device, queue, &options).await?;
         let report = gpu_report(gpu::report(0, adapter), "the application's own device".into(), &context);
-        Ok(Engine { inner: Arc::new(EngineInner { device: Device::Gpu(Arc::new(context)), report }) })
+        Ok(Engine::new(Device::Gpu(Arc::new(context)), report))
     }
 
     /// The limits to open a device of `adapter` with, so that an engine can share it: what every kernel needs, and the
@@ -168,6 +181,25 @@ impl Engine {
         return gpu::list().await.into_iter().map(|l| l.report).collect();
         #[cfg(not(feature = "gpu"))]
         Vec::new()
+    }
+
+    /// What the engine has done since it was opened, and what it holds now.
+    pub fn counters(&self) -> Counters {
+        let counters = self.inner.tally.counters();
+        #[cfg(feature = "gpu")]
+        if let Some(context) = self.context() {
+            return Counters {
+                pipelines: context.pipelines.len() as u64,
+                in_use_bytes: context.in_use_bytes(),
+                idle_bytes: context.pooled_bytes(),
+                ..counters
+            };
+        }
+        counters
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.inner.tally
     }
 
     /// The device and why it was chosen.
@@ -424,7 +456,9 @@ impl Lstm {
     #[cfg(feature = "gpu")]
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, batch: &GpuBatch) -> Result<GpuOutput> {
         self.inner.engine.need_gpu("Lstm::record")?;
-        self.gpu().expect("a model on a GPU engine is on it").record_batch(encoder, batch)
+        let result = self.gpu().expect("a model on a GPU engine is on it").record_batch(encoder, batch);
+        self.inner.engine.tally().request(Request::Recording, batch.num_valid_rows(), result.is_ok());
+        result
     }
 
     /// [`Lstm::record`] into an encoder of its own, submitted at once and not waited for.
@@ -434,13 +468,53 @@ impl Lstm {
     #[cfg(feature = "gpu")]
     pub fn submit(&self, batch: &GpuBatch) -> Result<GpuOutput> {
         let context = self.inner.engine.need_gpu("Lstm::submit")?;
+        context.faults.check()?;
         let mut encoder = context.device.create_command_encoder(&Default::default());
         let output = self.record(&mut encoder, batch)?;
         context.guarded_now("submitting", || context.queue.submit([encoder.finish()]))?;
+        context.tally.submitted();
         Ok(output)
     }
 
+    /// How a batch would run, in words: strategy, tiles, chunks, bytes, dispatches, and why. For people; the text may
+    /// change.
+    ///
+    /// # Errors
+    /// As [`Lstm::run`].
+    pub fn explain(&self, batch: &SequenceBatch<'_>) -> Result<String> {
+        batch.validate(&self.inner.spec)?;
+        let device = &self.inner.engine.inner.report;
+        let heading = format!("device: {}: {}\n", device.name, device.reason);
+        if batch.num_valid_rows() == 0 {
+            return Ok(format!("{heading}no valid row: nothing runs, the final state is the initial state\n"));
+        }
+        #[cfg(feature = "gpu")]
+        if let Some(model) = self.gpu() {
+            return Ok(heading + &model.explain(&Job::of(batch))?);
+        }
+        Ok(format!("{heading}{} rows on the host, whole sequences in memory\n", batch.num_valid_rows()))
+    }
+
     async fn dispatch(
+        &self,
+        batch: &SequenceBatch<'_>,
+        #[cfg(feature = "gpu")] waiting: Waiting,
+        progress: &(dyn Fn(f64) + Sync),
+    ) -> Result<BatchOutput> {
+        let rows = batch.num_valid_rows();
+        let span = span!("lstm.run", batch_size = batch.batch_size(), rows = rows);
+        let run = self.run_batch(
+            batch,
+            #[cfg(feature = "gpu")]
+            waiting,
+            progress,
+        );
+        let result = run.instrument(span).await;
+        self.inner.engine.tally().request(Request::Batch, rows, result.is_ok());
+        result
+    }
+
+    async fn run_batch(
         &self,
         batch: &SequenceBatch<'_>,
         #[cfg(feature = "gpu")] waiting: Waiting,

@@ -21,7 +21,26 @@ mod gpu_internals {
     pub use crate::schedule::Schedule;
 
     use crate::error::Result;
+    pub use crate::gpu::TripKind;
     use crate::gpu::{Job, Waiting};
+
+    /// Brings about a fault at the `n`-th point from now where it is possible.
+    pub fn arm_fault(engine: &Engine, kind: TripKind, n: u32) {
+        if let Some(context) = engine.context() {
+            context.trip.arm(kind, n);
+        }
+    }
+
+    /// Whether the fault has not happened; it will not any more.
+    pub fn disarm_fault(engine: &Engine) -> bool {
+        engine.context().is_some_and(|context| context.trip.disarm())
+    }
+
+    /// Tells whether anything of an engine's device is left.
+    pub fn device_watch(engine: &Engine) -> impl Fn() -> bool + use<> {
+        let weak = engine.context().map(std::sync::Arc::downgrade);
+        move || weak.as_ref().is_some_and(|w| w.strong_count() > 0)
+    }
     use crate::{BatchOutput, Engine, Lstm, SequenceBatch};
 
     /// Fills scratch buffers with `value` before each run.

@@ -7,6 +7,8 @@
 //! L layers. Gate rows are in the order i f g o, or r z n of a GRU.
 
 mod error;
+mod counters;
+mod trace;
 mod activation;
 mod cell;
 mod spec;
@@ -37,6 +39,7 @@ pub mod internals;
 pub use activation::Activation;
 pub use batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
 pub use cell::{CellSpec, GruActivations, GruCell, LstmActivations, LstmCell, RnnCell};
+pub use counters::Counters;
 pub use engine::{Engine, Lstm};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "gpu")]

@@ -13,6 +13,8 @@ use crate::error::Result;
 #[cfg(feature = "gpu")]
 use crate::batch::join_outputs;
 #[cfg(feature = "gpu")]
+use crate::counters::Request;
+#[cfg(feature = "gpu")]
 use crate::error::ErrorKind;
 #[cfg(feature = "gpu")]
 use crate::gpu::{GpuLstm, Job, Run, Waiting};
@@ -143,8 +145,12 @@ impl<'a> OnGpu<'a> {
     ) -> Option<Result<BatchOutput>> {
         loop {
             if matches!(self.parts.front(), Some(Part { work: Work::Done(_), .. })) {
+                let rows = self.batches.front().map_or(0, SequenceBatch::num_valid_rows);
                 match self.take_oldest(lstm) {
-                    Some(result) => return Some(result),
+                    Some(result) => {
+                        lstm.engine().tally().request(Request::Batch, rows, result.is_ok());
+                        return Some(result);
+                    }
                     None => continue,
                 }
             }
@@ -156,7 +162,7 @@ impl<'a> OnGpu<'a> {
             if self.runs().count() < MAX_RUNS && self.start(lstm, model, batches).await {
                 continue;
             }
-            let Some(part) = self.parts.front_mut() else { return None };
+            let part = self.parts.front_mut()?;
             if let Work::Running(run) = &mut part.work {
                 let finished = run.finish_oldest(waiting).await;
                 if let Err(e) = finished {

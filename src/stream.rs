@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::batch::{Layout, Outputs, SequenceBatch, SequenceOutput};
+use crate::counters::Request;
 use crate::engine::Lstm;
 use crate::error::{Result, bail};
 use crate::spec::LstmSpec;
+use crate::trace::{Instrument, span};
 
 #[cfg(feature = "gpu")]
 use crate::gpu::{GpuSlots, GpuTensor, Sequences, Waiting};
@@ -232,7 +234,7 @@ impl Stream {
     /// [`DeviceLimit`](crate::ErrorKind::DeviceLimit), [`OutOfMemory`](crate::ErrorKind::OutOfMemory),
     /// [`DeviceLost`](crate::ErrorKind::DeviceLost).
     pub async fn push(&mut self, chunks: &[Chunk<'_>]) -> Result<PushOutput> {
-        self.run(
+        self.counted(
             chunks,
             #[cfg(feature = "gpu")]
             Waiting::Async,
@@ -245,7 +247,7 @@ impl Stream {
     /// # Errors
     /// As [`Stream::push`].
     pub fn push_blocking(&mut self, chunks: &[Chunk<'_>]) -> Result<PushOutput> {
-        pollster::block_on(self.run(
+        pollster::block_on(self.counted(
             chunks,
             #[cfg(feature = "gpu")]
             Waiting::Blocking,
@@ -391,7 +393,9 @@ impl Stream {
         if chunks.is_empty() {
             return Ok(None);
         }
-        let result = slots.record(model, encoder, cut.sequences(), input, output)?;
+        let result = slots.record(model, encoder, cut.sequences(), input, output);
+        self.lstm.engine().tally().request(Request::Recording, steps, result.is_ok());
+        let result = result?;
         chunks.iter().for_each(|&(slot, _)| self.fresh[slot] = false);
         Ok(result)
     }
@@ -441,6 +445,19 @@ impl Stream {
             cut.num_rows += steps;
         }
         Ok(cut)
+    }
+
+    async fn counted(&mut self, chunks: &[Chunk<'_>], #[cfg(feature = "gpu")] waiting: Waiting) -> Result<PushOutput> {
+        let rows = chunks.iter().map(|c| c.input.len()).sum::<usize>() / self.lstm.spec().input_size();
+        let span = span!("lstm.push", chunks = chunks.len(), rows = rows);
+        let run = self.run(
+            chunks,
+            #[cfg(feature = "gpu")]
+            waiting,
+        );
+        let result = run.instrument(span).await;
+        self.lstm.engine().tally().request(Request::Push, rows, result.is_ok());
+        result
     }
 
     async fn run(&mut self, chunks: &[Chunk<'_>], #[cfg(feature = "gpu")] waiting: Waiting) -> Result<PushOutput> {

@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Waker};
 
 use super::faults::Faults;
 use super::pace::Pace;
 use super::pipelines::Pipelines;
+use super::trip::{Trip, TripKind};
 use super::wait::{Ownership, Waiter, poll};
+use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::kernels::WORKGROUP_SIZE;
 use crate::options::{EngineOptions, LimitsProfile};
@@ -36,7 +38,9 @@ pub(crate) struct Context {
     pub(crate) dummy: wgpu::Buffer,
     pub(crate) waiter: Waiter,
     pub(crate) pace: Pace,
-    ownership: Ownership,
+    pub(crate) tally: Arc<Tally>,
+    pub(crate) trip: Trip,
+    in_use_bytes: AtomicU64,
     pool: Mutex<Pool>,
     /// Bits of the f32 that scratch is filled with before each run; 0 for none. Set by tests.
     poison: AtomicU32,
@@ -147,8 +151,10 @@ impl Context {
         let mut context = Self {
             pipelines: Pipelines::new(&device),
             waiter: Waiter::new(device.clone(), faults.clone(), ownership),
-            ownership,
             pace: Pace::default(),
+            tally: Arc::default(),
+            trip: Trip::default(),
+            in_use_bytes: AtomicU64::new(0),
             pool: Mutex::new(Pool {
                 free: HashMap::new(),
                 bytes: 0,
@@ -169,11 +175,13 @@ impl Context {
     /// Runs `f`, which makes wgpu calls, and turns what they report into an error. wgpu's scopes belong to a
     /// thread, so they are closed before anything is awaited.
     pub(crate) async fn guarded<T>(&self, what: &str, f: impl FnOnce() -> T) -> Result<T> {
+        self.may_be_lost();
         let (value, reports) = {
             let scopes = Scopes::push(&self.device);
             (f(), scopes.pop())
         };
         let reports = [reports.0.await, reports.1.await, reports.2.await];
+        self.may_be_lost();
         self.judge(what, reports)?;
         Ok(value)
     }
@@ -184,12 +192,21 @@ impl Context {
         if cfg!(target_family = "wasm") {
             return Ok(f());
         }
+        self.may_be_lost();
         let scopes = Scopes::push(&self.device);
         let value = f();
         let reports = scopes.pop();
+        self.may_be_lost();
         let reports = [now(reports.0), now(reports.1), now(reports.2)];
         self.judge(what, reports.map(Option::flatten))?;
         Ok(value)
+    }
+
+    /// A point where a test may have the device lost.
+    pub(crate) fn may_be_lost(&self) {
+        if self.trip.fires(TripKind::Loss) {
+            self.device.destroy();
+        }
     }
 
     fn judge(&self, what: &str, reports: [Option<wgpu::Error>; 3]) -> Result<()> {
@@ -197,13 +214,14 @@ impl Context {
         if !reports.is_empty() {
             // After a loss wgpu reports invalid objects; the loss itself is told at the next poll.
             poll(&self.device, &self.faults, wgpu::PollType::Poll);
-            if self.ownership == Ownership::Borrowed && !self.is_alive() {
-                self.faults.mark_lost("the application's device was lost or destroyed".into());
+            if !self.faults.is_lost() && !self.is_alive() {
+                self.faults.mark_lost("it makes no buffers any more".into());
             }
         }
         self.faults.check()?;
         // What follows from a failed allocation is reported too, as invalid use.
-        if reports.iter().any(|e| matches!(e, wgpu::Error::OutOfMemory { .. })) {
+        let out_of_memory = reports.iter().any(|e| matches!(e, wgpu::Error::OutOfMemory { .. }));
+        if out_of_memory || self.trip.fires(TripKind::OutOfMemory) {
             bail!(OutOfMemory, "{what}: the device is out of memory; a smaller batch or memory budget would help");
         }
         match reports.pop() {
@@ -212,8 +230,8 @@ impl Context {
         }
     }
 
-    /// Whether the device still makes buffers. wgpu tells nobody but the handler of a loss about it, and that handler is
-    /// the application's.
+    /// Whether the device still makes buffers. wgpu tells of a loss only through the handler, which may be the
+    /// application's, or may be called later, when what was submitted has ended.
     fn is_alive(&self) -> bool {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let probe = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -255,7 +273,9 @@ impl Context {
 
     /// Only buffers that exist come under the care that returns them to the pool.
     fn adopt(self: &Arc<Self>, buffers: Vec<wgpu::Buffer>) -> Vec<Scratch> {
-        buffers.into_iter().map(|buffer| Scratch { context: self.clone(), buffer: Some(buffer) }).collect()
+        let bytes: u64 = buffers.iter().map(wgpu::Buffer::size).sum();
+        self.in_use_bytes.fetch_add(bytes, Ordering::Relaxed);
+        buffers.into_iter().map(|buffer| Scratch { context: Arc::downgrade(self), buffer: Some(buffer) }).collect()
     }
 
     fn lock_pool(&self) -> MutexGuard<'_, Pool> {
@@ -284,6 +304,11 @@ impl Context {
     /// Fills scratch buffers with `value` before each run; for tests, which must not see it.
     pub(crate) fn set_poison(&self, value: Option<f32>) {
         self.poison.store(value.map_or(0, f32::to_bits), Ordering::Relaxed);
+    }
+
+    /// Bytes of scratch buffers of runs and recordings that are not done.
+    pub(crate) fn in_use_bytes(&self) -> u64 {
+        self.in_use_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of idle scratch buffers.
@@ -347,8 +372,10 @@ fn size_class(size_bytes: u64) -> u64 {
 
 /// A scratch buffer that returns to the pool when dropped. Its next user's commands come after all submitted
 /// ones in the queue, so it may be dropped while the device still works on it.
+///
+/// It may lie in a callback of the device, which the context holds: a strong reference would keep both alive.
 pub(crate) struct Scratch {
-    context: Arc<Context>,
+    context: Weak<Context>,
     buffer: Option<wgpu::Buffer>,
 }
 
@@ -360,16 +387,19 @@ impl Scratch {
     /// Lets go of the buffer without the pool; wgpu keeps it while commands use it.
     #[cfg_attr(not(target_family = "wasm"), allow(dead_code, reason = "where callbacks may own it, they return it"))]
     pub(crate) fn forget(mut self) {
-        self.buffer = None;
+        if let (Some(buffer), Some(context)) = (self.buffer.take(), self.context.upgrade()) {
+            context.in_use_bytes.fetch_sub(buffer.size(), Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take()
-            && !self.context.faults.is_lost()
-        {
-            self.context.lock_pool().put(buffer);
+        if let (Some(buffer), Some(context)) = (self.buffer.take(), self.context.upgrade()) {
+            context.in_use_bytes.fetch_sub(buffer.size(), Ordering::Relaxed);
+            if !context.faults.is_lost() {
+                context.lock_pool().put(buffer);
+            }
         }
     }
 }

@@ -163,7 +163,8 @@ impl GpuBatch {
         self
     }
 
-    fn num_valid_rows(&self) -> usize {
+    /// The sum of all lengths.
+    pub fn num_valid_rows(&self) -> usize {
         self.lengths.iter().sum()
     }
 

@@ -9,6 +9,7 @@ use crate::batch::{Outputs, RowOrder, SequenceBatch};
 use crate::error::Result;
 use crate::plan::{Caller, Plan, PlanRequest, RowsAt, StatesAt, TileOverride};
 use crate::spec::{LayerSpec, LstmSpec};
+use crate::trace::span;
 
 /// A buffer of the caller, from `offset_bytes` on.
 #[derive(Debug, Clone)]
@@ -152,8 +153,14 @@ impl<'a> Job<'a> {
 }
 
 impl GpuLstm {
+    /// The plan of a job in words.
+    pub(crate) fn explain(&self, job: &Job<'_>) -> Result<String> {
+        Ok(self.plan(job, false)?.explain(&self.context.limits))
+    }
+
     /// The plan of a job that has a valid row.
     pub(crate) fn plan(&self, job: &Job<'_>, recorded: bool) -> Result<Plan> {
+        let _span = span!("lstm.plan", batch_size = job.lengths.len(), recorded = recorded).entered();
         let mut limits = self.context.limits;
         limits.budget_bytes = job.budget_bytes.unwrap_or(limits.budget_bytes);
         let alignment = self.context.storage_alignment;

@@ -15,6 +15,7 @@ mod pipelines;
 mod run;
 mod self_test;
 mod slots;
+mod trip;
 mod wait;
 
 pub(crate) use adapters::{list, report};
@@ -25,4 +26,5 @@ pub(crate) use model::GpuLstm;
 pub(crate) use run::Run;
 pub(crate) use self_test::run as self_test;
 pub(crate) use slots::{GpuSlots, Sequences};
+pub use trip::TripKind;
 pub(crate) use wait::Waiting;

@@ -17,6 +17,7 @@ use crate::pack::{
 };
 use crate::plan::{BufferId, BufferRange, Caller, Content, Plan, Submit, Upload};
 use crate::spec::Merge;
+use crate::trace::span;
 
 /// Submits whose results are awaited before more are made, so that memory stays bounded.
 const MAX_IN_FLIGHT: usize = 2;
@@ -66,6 +67,7 @@ impl GpuLstm {
         }
         let scratch = context.acquire_now(&wanted(&plan))?;
         let resources = Resources { model: self, plan: &plan, job, scratch: &scratch };
+        let _span = span!("lstm.record", rows = plan.schedule.num_rows(), submits = plan.submits.len()).entered();
         context.guarded_now("recording", || {
             let bind_groups = resources.bind_groups();
             for submit in &plan.submits {
@@ -139,6 +141,7 @@ impl<'a> Run<'a> {
         let resources = Resources { model: self.model, plan: &self.plan, job: &self.job, scratch: &self.scratch };
         let submit = || resources.submit(self.submitted, &self.pipelines, &self.bind_groups);
         let next = self.model.context.guarded("submitting", submit).await?;
+        self.model.context.tally.submitted();
         self.in_flight.push_back(next);
         self.submitted += 1;
         if let Some(committed) = self.job.committed.filter(|_| self.is_submitted()) {
@@ -151,8 +154,13 @@ impl<'a> Run<'a> {
     pub(crate) async fn finish_oldest(&mut self, waiting: Waiting) -> Result<()> {
         let Some(done) = self.in_flight.pop_front() else { return Ok(()) };
         let context = &self.model.context;
-        done.signal.finish(&context.waiter, done.index, waiting).await?;
+        context.may_be_lost();
         let submit = &self.plan.submits[done.submit];
+        done.signal.finish(&context.waiter, done.index, waiting).await?;
+        context.may_be_lost();
+        let bytes: u64 = submit.reads.iter().map(|r| r.range.size_bytes).sum();
+        let _span = span!("lstm.read_back", submit = done.submit, bytes = bytes).entered();
+        context.tally.read_back(bytes);
         // The time since the submit was made is at least what the device took.
         #[cfg(not(target_family = "wasm"))]
         context.pace.note(submit.flops(), done.begun.elapsed());
@@ -257,6 +265,8 @@ impl<'a> Resources<'a> {
         bind_groups: &[wgpu::BindGroup],
         encoder: &mut wgpu::CommandEncoder,
     ) {
+        let uploaded = submit.uploads.iter().map(|u| self.plan.upload_bytes(u)).sum();
+        self.model.context.tally.recorded(submit.dispatches.len(), submit.flops(), uploaded);
         for upload in &submit.uploads {
             match upload {
                 Upload::Clear { buffer: BufferId::Caller(caller) } => {
@@ -288,6 +298,7 @@ impl<'a> Resources<'a> {
     fn submit(&self, index: usize, pipelines: &[wgpu::ComputePipeline], bind_groups: &[wgpu::BindGroup]) -> InFlight {
         let context = &self.model.context;
         let submit = &self.plan.submits[index];
+        let _span = span!("lstm.submit", submit = index, dispatches = submit.dispatches.len()).entered();
         let mut encoder =
             context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
         self.encode(submit, pipelines, bind_groups, &mut encoder);

@@ -6,6 +6,7 @@
 //! Not here: wgpu types, weight values, sequence values.
 
 mod copies;
+mod explain;
 mod layers;
 mod planes;
 mod planner;
@@ -19,6 +20,7 @@ use crate::error::Result;
 use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, padded};
 use crate::schedule::Schedule;
 use crate::spec::{LayerSpec, LstmSpec};
+pub use explain::GroupNote;
 pub use layers::LayerKernels;
 pub use tiles::TileOverride;
 
@@ -419,6 +421,8 @@ pub struct Plan {
     pub submits: Vec<Submit>,
     /// Row layout of what the last layer stores.
     pub rows: RowLayout,
+    /// How timesteps were cut, and why.
+    pub groups: Vec<GroupNote>,
 }
 
 impl Plan {

@@ -11,8 +11,8 @@ use std::ops::Range;
 use super::layers::summed_part;
 use super::planes::{self, Plane};
 use super::{
-    BindGroup, BufferId, BufferRange, Content, Dispatch, LayerKernels, Plan, PlanRequest, Read, RowLayout, RowsAt,
-    ScratchBuffer, StatesAt, Submit, Upload, tiles,
+    BindGroup, BufferId, BufferRange, Content, Dispatch, GroupNote, LayerKernels, Plan, PlanRequest, Read, RowLayout,
+    RowsAt, ScratchBuffer, StatesAt, Submit, Upload, tiles,
 };
 use crate::batch::SequenceOutput;
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -91,6 +91,7 @@ pub(super) struct Planner<'a> {
     bind_group_index: HashMap<BindGroup, usize>,
     pub(super) submits: Vec<Submit>,
     pub(super) rows: RowLayout,
+    notes: Vec<GroupNote>,
     /// The table of states by rank, if states or last rows move on the device.
     pub(super) state_table: Option<BufferId>,
     /// Packed rows whose table a recording has uploaded.
@@ -178,6 +179,7 @@ impl<'a> Planner<'a> {
             bind_group_index: HashMap::new(),
             submits: Vec::new(),
             rows,
+            notes: Vec::new(),
             state_table: None,
             row_tables: Vec::new(),
             uniform_bytes: 0,
@@ -203,6 +205,7 @@ impl<'a> Planner<'a> {
             bind_groups: self.bind_groups,
             submits: self.submits,
             rows: self.rows,
+            groups: self.notes,
         })
     }
 
@@ -478,13 +481,28 @@ impl<'a> Planner<'a> {
             let error = Error::new(ErrorKind::DeviceLimit, message);
             return Err(Refusal { error, over_budget: name == "memory budget" });
         }
-        let capacity = hard.min((GATES_TARGET_BYTES / gates_row).max(active)).min(self.max_chunk_rows as u64) as usize;
+        let by_gates = (GATES_TARGET_BYTES / gates_row).max(active);
+        let capacity = hard.min(by_gates).min(self.max_chunk_rows as u64) as usize;
+        let limited_by = match capacity as u64 {
+            n if n < by_gates.min(hard) => "smaller chunks leave memory for later layers",
+            n if n == by_gates => "the gates of a chunk are kept to 64 MiB",
+            n if n == by_budget => "more would exceed the memory budget",
+            n if n == by_binding => "more would exceed a binding",
+            _ => "more would exceed the workgroups of a dispatch",
+        };
         let chunks = self.cut(group.reverse, capacity);
+        let limited_by = match chunks.len() {
+            1 => "all of it fits",
+            _ if chunks[0].len() == MAX_STEPS_PER_CHUNK => "a submit has at most 512 timesteps",
+            _ => limited_by,
+        };
         let capacity = chunks
             .iter()
             .flat_map(|c| group.reverse.iter().map(|&r| self.direction_rows(c, r).len()))
             .max()
             .expect("a batch with a valid row has a chunk");
+        let note = GroupNote { layers: group.layers.clone(), whole, chunks: chunks.len(), rows: capacity, limited_by };
+        self.notes.push(note);
 
         let mut slot = |slot: Slot, size_bytes: u64| match size_bytes {
             0 => Ok(None),

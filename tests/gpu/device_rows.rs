@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libtest_mimic::Failed;
 use wgpu_lstm::internals::{pooled_bytes, set_poison};
 use wgpu_lstm::{
-    BatchOutput, CellSpec, Direction, Engine, ErrorKind, GpuBatch, GpuOutput, GpuTensor, GruCell, Layout, LstmCell,
-    LstmSpec, Merge, Outputs, SequenceOutput, wgpu,
+    BatchOutput, CellSpec, Direction, Engine, Error, ErrorKind, GpuBatch, GpuOutput, GpuTensor, GruCell, Layout,
+    LstmCell, LstmSpec, Merge, Outputs, SequenceOutput, wgpu,
 };
 
 use crate::bits::{equal_bits, equal_outputs};
@@ -25,12 +25,12 @@ pub const TESTS: &[(&str, Test)] = &[
     ("bad_device_batches_name_the_offender", refused),
 ];
 
-fn tensor(engine: &Engine, values: &[f32], shape: &[usize]) -> Result<GpuTensor, Failed> {
-    Ok(engine.upload(values, shape)?)
+fn tensor(engine: &Engine, values: &[f32], shape: &[usize]) -> Result<GpuTensor, Error> {
+    engine.upload(values, shape)
 }
 
 /// A case with its arrays on the device of `engine`.
-pub fn on_device(engine: &Engine, case: &Case) -> Result<GpuBatch, Failed> {
+pub fn on_device(engine: &Engine, case: &Case) -> Result<GpuBatch, Error> {
     let shape = case.layout.shape(case.seq_len, case.batch_size(), case.spec().input_size());
     let mut batch = GpuBatch::new(&tensor(engine, &case.x, &shape)?, case.layout)?.lengths(&case.lengths)?;
     if let Some(h_0) = &case.h_0 {
@@ -42,7 +42,7 @@ pub fn on_device(engine: &Engine, case: &Case) -> Result<GpuBatch, Failed> {
     Ok(batch.outputs(case.outputs))
 }
 
-pub fn read(engine: &Engine, output: &GpuOutput) -> Result<BatchOutput, Failed> {
+pub fn read(engine: &Engine, output: &GpuOutput) -> Result<BatchOutput, Error> {
     let read = |t: &Option<GpuTensor>| t.as_ref().map(|t| engine.read_back_blocking(t)).transpose();
     Ok(BatchOutput {
         output: read(&output.output)?,

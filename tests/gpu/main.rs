@@ -16,6 +16,7 @@ mod robustness;
 mod stream;
 #[path = "../support/mod.rs"]
 mod support;
+mod trouble;
 
 use std::sync::{Arc, OnceLock};
 
@@ -80,6 +81,7 @@ fn main() {
         stream::TESTS,
         any_size::TESTS,
         many::TESTS,
+        trouble::TESTS,
         robustness::TESTS,
         parity::TESTS,
         conformance::TESTS,
