@@ -54,6 +54,7 @@ pub(crate) struct Tally {
 pub(crate) enum Request {
     Batch,
     Push,
+    #[cfg(feature = "gpu")]
     Recording,
 }
 
@@ -70,6 +71,7 @@ impl Tally {
         let counter = match request {
             Request::Batch => &self.batches,
             Request::Push => &self.pushes,
+            #[cfg(feature = "gpu")]
             Request::Recording => &self.recordings,
         };
         add(counter, 1);
