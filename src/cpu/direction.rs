@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::Group;
 use super::cell::Elementwise;
-use super::matmul::Transposed;
+use super::matmul::Panels;
 use crate::batch::SequenceBatch;
 use crate::cell::CellSpec;
 use crate::spec::LayerSpec;
@@ -20,12 +20,12 @@ use crate::weights::CellWeights;
 pub(super) struct Weights {
     layer: LayerSpec,
     reverse: bool,
-    weight_ih: Transposed,
+    weight_ih: Panels,
     /// All gates; r and z of a GRU that is not linear before reset.
-    weight_hh: Transposed,
+    weight_hh: Panels,
     /// W_hn of a GRU that is not linear before reset.
-    weight_hn: Option<Transposed>,
-    weight_hr: Option<Transposed>,
+    weight_hn: Option<Panels>,
+    weight_hr: Option<Panels>,
     /// `[P]`, if the projection has one.
     bias_hr: Option<Vec<f32>>,
     elementwise: Elementwise,
@@ -79,10 +79,10 @@ impl Weights {
         Self {
             layer: *layer,
             reverse: layer.direction.is_reverse()[d],
-            weight_ih: Transposed::new(&cell.weight_ih, gates, layer.input_size),
-            weight_hh: Transposed::new(weight_hh, with_h, layer.h_size()),
-            weight_hn: after_reset.then(|| Transposed::new(weight_hn, hidden_size, hidden_size)),
-            weight_hr: cell.weight_hr.as_ref().map(|w| Transposed::new(w, layer.h_size(), hidden_size)),
+            weight_ih: Panels::new(&cell.weight_ih, gates, layer.input_size),
+            weight_hh: Panels::new(weight_hh, with_h, layer.h_size()),
+            weight_hn: after_reset.then(|| Panels::new(weight_hn, hidden_size, hidden_size)),
+            weight_hr: cell.weight_hr.as_ref().map(|w| Panels::new(w, layer.h_size(), hidden_size)),
             bias_hr: cell.bias_hr.clone(),
             elementwise: Elementwise::new(layer, d, cell),
         }
@@ -130,7 +130,7 @@ impl Weights {
             if x_gates.len() < rows * gates {
                 x_gates = vec![0.0; rows * gates];
             }
-            self.weight_ih.multiply(x, &mut x_gates[..rows * gates], budget.threads);
+            self.weight_ih.multiply(step.arch, x, &mut x_gates[..rows * gates], budget.threads);
             for s in 0..chunk.len() {
                 let t = if self.reverse { chunk.end - 1 - s } else { chunk.start + s };
                 let active = group.active(t);
@@ -182,7 +182,7 @@ impl Step<'_> {
         let mut hidden = std::mem::take(&mut self.hidden);
         let inner = &mut hidden[..if self.weights.has_inner() { active * layer.hidden_size } else { 0 }];
         let h_gates = &mut self.h_gates[..active * weights.weight_hh.columns()];
-        weights.weight_hh.multiply(h, h_gates, self.threads);
+        weights.weight_hh.multiply(self.arch, h, h_gates, self.threads);
         let split = Split::new(self.threads, active, active * layer.hidden_size);
         let arch = self.arch;
         match &weights.elementwise {
@@ -199,7 +199,7 @@ impl Step<'_> {
                 Some(weight_hn) => {
                     split.run4(x_gates, h_gates, h, inner, |x, h_gates, h, r| cell.reset(arch, x, h_gates, h, r));
                     let n_gates = &mut self.h_gates[..active * layer.hidden_size];
-                    weight_hn.multiply(inner, n_gates, self.threads);
+                    weight_hn.multiply(arch, inner, n_gates, self.threads);
                     split.run3(x_gates, n_gates, h, |x, n_gates, h| cell.finish(arch, x, n_gates, h));
                 }
             },
@@ -208,7 +208,7 @@ impl Step<'_> {
             }
         }
         if let Some(weight_hr) = &weights.weight_hr {
-            weight_hr.multiply(inner, h, self.threads);
+            weight_hr.multiply(arch, inner, h, self.threads);
             if let Some(bias) = &weights.bias_hr {
                 for row in h.chunks_exact_mut(bias.len()) {
                     row.iter_mut().zip(bias).for_each(|(h, b)| *h += b);

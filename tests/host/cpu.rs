@@ -7,7 +7,7 @@ use wgpu_lstm::{
     SequenceBatch, SequenceOutput,
 };
 
-use crate::fixture::{Case, parity_cases, variant_cases};
+use crate::fixture::{Case, parity_cases, valid_rows, variant_cases};
 use crate::support::tolerance::{CPU, one_step, sample_step, whole_run};
 
 fn run(weights: &LstmWeights, batch: &SequenceBatch<'_>) -> wgpu_lstm::Result<BatchOutput> {
@@ -71,6 +71,27 @@ fn large_batches_use_every_path() {
         let spec = LstmSpec::stack(input, hidden, 1).direction(direction).build().unwrap();
         let lengths: Vec<usize> = (0..batch_size).map(|b| steps - b * 7 % (steps + 1)).collect();
         check(&Case::new(&format!("h{hidden} b{batch_size}"), &spec, &lengths, steps, true, 8)).unwrap();
+    }
+}
+
+/// Alone, in small company, among many, and cut in two with carried state.
+#[test]
+fn bits_do_not_depend_on_neighbours_or_pieces() {
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    for case in variant_cases() {
+        let many: Vec<usize> = (0..41).map(|n| n % case.batch_size()).collect();
+        let large = case.select(&many, case.seq_len);
+        let whole = run(&large.weights, &large.batch()).unwrap();
+        let rows = |case: &Case, output: &BatchOutput, chosen: &[usize]| {
+            bits(&valid_rows(output.output.as_ref().unwrap(), &case.lengths, case.seq_len, case.layout, chosen))
+        };
+        for chosen in [vec![0], vec![many.len() - 1], vec![3, 1], (0..7).collect(), (0..20).rev().collect()] {
+            let few = large.select(&chosen, case.seq_len);
+            let output = run(&few.weights, &few.batch()).unwrap();
+            let everyone: Vec<usize> = (0..chosen.len()).collect();
+            let what = format!("{}: {chosen:?}", case.name);
+            assert_eq!(rows(&few, &output, &everyone), rows(&large, &whole, &chosen), "{what}");
+        }
     }
 }
 
