@@ -76,6 +76,18 @@ pub enum SequenceOutput {
     /// All, [T, B, D·H] or [B, T, D·H]; rows at or past a sequence's length are zero.
     #[default]
     All,
+    /// The mean over each sequence's valid timesteps, [B, D·H]; zero for a sequence of length 0. Summed in order of time
+    /// in f32.
+    Mean,
+    /// The maximum over each sequence's valid timesteps, [B, D·H]; zero for a sequence of length 0.
+    Max,
+}
+
+impl SequenceOutput {
+    /// Whether all rows of a sequence become one.
+    pub(crate) fn is_pooled(self) -> bool {
+        matches!(self, SequenceOutput::Mean | SequenceOutput::Max)
+    }
 }
 
 /// What a run returns; what is not asked for is not read back.
@@ -326,6 +338,28 @@ impl<'a> SequenceBatch<'a> {
     }
 }
 
+/// The mean or maximum of the valid rows of each sequence: `output` in the batch's layout → [B, features].
+pub(crate) fn pool_rows(output: &[f32], batch: &SequenceBatch<'_>, how: SequenceOutput, features: usize) -> Vec<f32> {
+    let mut pooled = vec![0.0f32; batch.batch_size() * features];
+    for (b, &length) in batch.sequence_lengths().iter().enumerate() {
+        let result = &mut pooled[b * features..][..features];
+        for t in 0..length {
+            let row = batch.layout.row(t, b, batch.seq_len, batch.batch_size) * features;
+            for (r, &v) in result.iter_mut().zip(&output[row..row + features]) {
+                *r = match how {
+                    SequenceOutput::Max if t == 0 => v,
+                    SequenceOutput::Max => r.max(v),
+                    _ => *r + v,
+                };
+            }
+        }
+        if how == SequenceOutput::Mean && length > 0 {
+            result.iter_mut().for_each(|r| *r /= length as f32);
+        }
+    }
+    pooled
+}
+
 /// The states of some sequences: [cells, B, size] → [cells, n, size].
 #[cfg(feature = "gpu")]
 pub(crate) fn states_of(
@@ -378,6 +412,7 @@ pub(crate) fn join_outputs(
     BatchOutput {
         output: join(|o| o.output.as_ref(), &rows(last.output_size())),
         last: join(|o| o.last.as_ref(), &[last.output_size()]),
+        pooled: join(|o| o.pooled.as_ref(), &[last.output_size()]),
         h_n: join(|o| o.h_n.as_ref(), &cells(LayerSpec::h_size)),
         c_n: join(|o| o.c_n.as_ref(), &cells(LayerSpec::c_size)),
         cells: join(|o| o.cells.as_ref(), &rows(last.num_directions() * last.c_size())),
@@ -415,6 +450,8 @@ pub struct BatchOutput {
     pub output: Option<Vec<f32>>,
     /// The hidden states at each sequence's last valid timestep, [B, D·H].
     pub last: Option<Vec<f32>>,
+    /// The mean or maximum of the hidden states over each sequence's valid timesteps, [B, D·H].
+    pub pooled: Option<Vec<f32>>,
     /// Final hidden states, [L·D, B, H or P]; the state after each sequence's last valid step.
     pub h_n: Option<Vec<f32>>,
     /// Final cell states, [L·D, B, H]; of layers that have one.

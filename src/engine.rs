@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
+use crate::batch::{BatchOutput, Outputs, SequenceBatch, SequenceOutput, pool_rows};
 use crate::counters::{Counters, Request, Tally};
 #[cfg_attr(not(feature = "gpu"), allow(unused_imports, reason = "without the GPU path only the docs name them"))]
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -525,15 +525,25 @@ impl Lstm {
             progress(1.0);
             return Ok(empty_output(&self.inner.spec, batch));
         }
-        let output = match &self.inner.model {
+        #[cfg(feature = "gpu")]
+        if let Model::Gpu(model) = &self.inner.model {
+            return model.run(Job::of(batch), waiting, progress).await;
+        }
+        // On the host all rows are there anyway.
+        let wanted = batch.requested();
+        let rows = Outputs { sequence: SequenceOutput::All, ..wanted };
+        let whole = if wanted.sequence.is_pooled() { &batch.clone().outputs(rows) } else { batch };
+        let mut output = match &self.inner.model {
             #[cfg(feature = "gpu")]
-            Model::Gpu(model) => {
-                return model.run(Job::of(batch), waiting, progress).await;
-            }
+            Model::Gpu(_) => unreachable!("returned above"),
             #[cfg(feature = "cpu")]
-            Model::Cpu(model) => model.run(batch)?,
-            Model::Reference(weights) => reference::run::<f32>(weights, batch)?.into_batch_output(),
+            Model::Cpu(model) => model.run(whole)?,
+            Model::Reference(weights) => reference::run::<f32>(weights, whole)?.into_batch_output(),
         };
+        if wanted.sequence.is_pooled() {
+            let rows = output.output.take().unwrap_or_default();
+            output.pooled = Some(pool_rows(&rows, batch, wanted.sequence, self.inner.spec.output_size()));
+        }
         progress(1.0);
         Ok(output)
     }
@@ -560,6 +570,7 @@ fn empty_output(spec: &LstmSpec, batch: &SequenceBatch<'_>) -> BatchOutput {
     BatchOutput {
         output: (wanted.sequence == SequenceOutput::All).then(|| vec![0.0; rows * spec.output_size()]),
         last: (wanted.sequence == SequenceOutput::Last).then(|| vec![0.0; batch.batch_size() * spec.output_size()]),
+        pooled: wanted.sequence.is_pooled().then(|| vec![0.0; batch.batch_size() * spec.output_size()]),
         h_n: state(wanted.final_state, batch.initial_h(), h_size),
         c_n: state(wanted.final_state, batch.initial_c(), c_size),
         cells: wanted.cells.then(|| vec![0.0; rows * last.num_directions() * last.c_size()]),

@@ -69,6 +69,17 @@ impl Schedule {
         self.row_offset[steps.start]..self.row_offset[steps.end]
     }
 
+    /// The timesteps whose rows lie in `rows`, which start and end at a timestep.
+    pub fn steps_of(&self, rows: &Range<usize>) -> Range<usize> {
+        let at = |row: usize| self.row_offset.partition_point(|&r| r < row);
+        at(rows.start)..at(rows.end)
+    }
+
+    /// The first packed row of each timestep, and their number, [T + 1].
+    pub fn row_offsets(&self) -> &[usize] {
+        &self.row_offset
+    }
+
     /// (packed row, timestep, sequence) of the packed rows `rows`, which start and end at a timestep.
     pub fn walk(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
         let first = self.row_offset.partition_point(|&r| r < rows.start);
@@ -89,6 +100,8 @@ mod tests {
         assert_eq!((0..5).map(|t| s.active(t)).collect::<Vec<_>>(), [3, 3, 1, 1, 0]);
         assert_eq!(s.num_rows(), 8);
         assert_eq!(s.rows(1..3), 3..7);
+        assert_eq!(s.steps_of(&(3..7)), 1..3);
+        assert_eq!(s.steps_of(&(0..8)), 0..4);
         let walked: Vec<_> = s.walk(s.rows(1..3)).collect();
         assert_eq!(walked, [(3, 1, 2), (4, 1, 0), (5, 1, 3), (6, 2, 2)]);
     }

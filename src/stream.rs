@@ -376,6 +376,9 @@ impl Stream {
         if let Some(i) = chunks.iter().position(|&(_, steps)| steps == 0) {
             bail!(InvalidInput, "chunk {i}: expected at least one timestep, found 0");
         }
+        if output.is_pooled() {
+            bail!(Unsupported, "output: expected all, the last or no hidden states, found {output:?}");
+        }
         let steps: usize = chunks.iter().map(|&(_, steps)| steps).sum();
         let spec = self.lstm.spec();
         if input.shape() != [steps, spec.input_size()] {
@@ -464,6 +467,14 @@ impl Stream {
         self.settle();
         let (input_size, features) = (self.lstm.spec().input_size(), self.lstm.spec().output_size());
         for (i, chunk) in chunks.iter().enumerate() {
+            if chunk.output.is_pooled() {
+                bail!(
+                    Unsupported,
+                    "chunk {i} of slot {}: expected all, the last or no hidden states, found {:?}",
+                    chunk.slot,
+                    chunk.output
+                );
+            }
             if chunk.input.len() % input_size != 0 {
                 bail!(
                     InvalidInput,
@@ -515,7 +526,8 @@ impl Stream {
         let mut output = PushOutput { values: Vec::new(), chunks: Vec::with_capacity(chunks.len()) };
         for (chunk, last) in chunks.iter().zip(&cut.last_of_chunk) {
             let rows = match (chunk.output, last, sequence) {
-                (SequenceOutput::None, ..) | (_, None, _) => 0..0,
+                // Pooled rows were refused above.
+                (SequenceOutput::None | SequenceOutput::Mean | SequenceOutput::Max, ..) | (_, None, _) => 0..0,
                 (SequenceOutput::Last, Some(b), SequenceOutput::Last) => *b..b + 1,
                 (SequenceOutput::Last, Some(b), _) => {
                     let row = cut.starts[*b] + cut.lengths[*b] - 1;

@@ -161,6 +161,7 @@ impl CpuLstm {
             output: (requested.sequence == SequenceOutput::All)
                 .then(|| padded(layer.merge, layer.h_size(), |r| &r.output)),
             last: (requested.sequence == SequenceOutput::Last).then(last),
+            pooled: None,
             h_n: requested.final_state.then(|| states(h_widths(), |r| &r.h)),
             c_n: requested.final_state.then(|| states(c_widths(), |r| &r.c)),
             cells: requested.cells.then(|| padded(Merge::Concat, layer.c_size(), |r| &r.cells)),

@@ -224,6 +224,8 @@ pub struct GpuOutput {
     pub output: Option<GpuTensor>,
     /// The hidden states at each sequence's last valid timestep, [B, D·H].
     pub last: Option<GpuTensor>,
+    /// The mean or maximum over each sequence's valid timesteps, [B, D·H].
+    pub pooled: Option<GpuTensor>,
     /// Final hidden states, [L·D, B, H or P]; one axis if layers differ in size. Of a batch without a valid row the
     /// initial state itself, if there is one.
     pub h_n: Option<GpuTensor>,
@@ -331,6 +333,7 @@ impl GpuLstm {
                 None => create("output", all, &rows(spec.output_size()))?,
             },
             last: create("last", wanted.sequence == SequenceOutput::Last, &[batch.batch_size, spec.output_size()])?,
+            pooled: create("pooled", wanted.sequence.is_pooled(), &[batch.batch_size, spec.output_size()])?,
             h_n: state("h_n", &batch.h_0, &h_shape)?,
             c_n: state("c_n", &batch.c_0, &c_shape)?,
             cells: create("cells", wanted.cells, &rows(last.num_directions() * last.c_size()))?,
@@ -356,6 +359,7 @@ impl GpuLstm {
             (Caller::Output, &result.output),
             (Caller::Cells, &result.cells),
             (Caller::Last, &result.last),
+            (Caller::Last, &result.pooled),
             (Caller::H0, &h_0),
             (Caller::C0, &c_0),
             (Caller::HN, &result.h_n),

@@ -363,6 +363,11 @@ impl<'a> Resources<'a> {
                 };
                 write(*buffer, bytemuck::cast_slice(&table));
             }
+            Upload::PoolTable { buffer } => {
+                let lengths = schedule.order().iter().map(|&b| job.lengths[b]);
+                let table: Vec<u32> = lengths.chain(schedule.row_offsets().iter().copied()).map(|n| n as u32).collect();
+                write(*buffer, bytemuck::cast_slice(&table));
+            }
             Upload::InitialState { layer, c_len, h, state } => {
                 let batch_size = job.lengths.len();
                 let (h_first, c_first) = state_offsets(self.model, *layer, batch_size);
@@ -414,6 +419,7 @@ fn empty_results(job: &Job<'_>, model: &GpuLstm) -> BatchOutput {
     BatchOutput {
         output: zeros(rows_here && wanted.sequence == SequenceOutput::All, rows * last.output_size()),
         last: zeros(rows_here && wanted.sequence == SequenceOutput::Last, batch_size * last.output_size()),
+        pooled: zeros(rows_here && wanted.sequence.is_pooled(), batch_size * last.output_size()),
         h_n: zeros(states_here && wanted.final_state, batch_size * h_size),
         c_n: zeros(states_here && wanted.final_state, batch_size * c_size),
         cells: zeros(rows_here && wanted.cells, rows * last.num_directions() * last.c_size()),
@@ -501,14 +507,17 @@ impl Results<'_> {
                     );
                 }
                 Content::Last => {
-                    if let Some(out) = self.output.last.as_mut() {
+                    if let Some(out) = self.output.last.as_mut().or(self.output.pooled.as_mut()) {
                         let width = last.h_size();
                         let stride = padded(width);
-                        for d in 0..last.num_directions() {
+                        // Pooled rows of two directions that are summed lie in one plane.
+                        let planes = values.len() / (batch_size * stride);
+                        let merge = if planes == 1 { Merge::Concat } else { last.merge };
+                        for d in 0..planes {
                             let column = d.min(last.num_outputs() - 1) * width;
                             for (rank, &b) in plan.schedule.order().iter().enumerate() {
                                 let row = &values[(d * batch_size + rank) * stride..][..width];
-                                put_row(last.merge, &mut out[b * last.output_size() + column..][..width], row);
+                                put_row(merge, &mut out[b * last.output_size() + column..][..width], row);
                             }
                         }
                     }

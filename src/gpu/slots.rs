@@ -121,7 +121,7 @@ impl GpuSlots {
         let (caller, rows) = match sequence {
             SequenceOutput::All => (Caller::Output, sequences.num_rows),
             SequenceOutput::Last => (Caller::Last, sequences.lengths.len()),
-            SequenceOutput::None => (Caller::Output, 0),
+            _ => (Caller::Output, 0),
         };
         let result = match sequence {
             SequenceOutput::None => None,

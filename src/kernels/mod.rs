@@ -123,13 +123,15 @@ pub enum Kernel {
     RnnStep,
     /// `shaders/copy_rows.wgsl`
     CopyRows,
+    /// `shaders/pool_rows.wgsl`
+    PoolRows,
     /// `shaders/self_test.wgsl`
     SelfTest,
 }
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 17] = [
+    pub const ALL: [Kernel; 18] = [
         Kernel::InputProjection,
         Kernel::InputProjectionSum,
         Kernel::RecurrentStep,
@@ -146,6 +148,7 @@ impl Kernel {
         Kernel::GruCandidate,
         Kernel::RnnStep,
         Kernel::CopyRows,
+        Kernel::PoolRows,
         Kernel::SelfTest,
     ];
 
@@ -165,6 +168,7 @@ impl Kernel {
             Kernel::GruCandidate => "gru_candidate",
             Kernel::RnnStep => "rnn_step",
             Kernel::CopyRows => "copy_rows",
+            Kernel::PoolRows => "pool_rows",
             Kernel::SelfTest => "self_test",
         }
     }
@@ -185,7 +189,7 @@ impl Kernel {
 
     /// The binding table of group 0, by binding number.
     pub fn bindings(self) -> &'static [Binding] {
-        use params::{CopyParams, InputParams, SelfTestParams, Step};
+        use params::{CopyParams, InputParams, PoolParams, SelfTestParams, Step};
         match self {
             Kernel::InputProjection | Kernel::InputProjectionSum => {
                 const {
@@ -323,6 +327,17 @@ impl Kernel {
             Kernel::CopyRows => {
                 const { &[dynamic_uniform::<CopyParams>("params"), read("table"), read("src"), read_write("dst")] }
             }
+            Kernel::PoolRows => {
+                const {
+                    &[
+                        dynamic_uniform::<PoolParams>("params"),
+                        read("table"),
+                        read("y0"),
+                        read("y1"),
+                        read_write("pooled"),
+                    ]
+                }
+            }
             Kernel::SelfTest => {
                 const { &[uniform::<SelfTestParams>("params"), read("probes"), read_write("counts"), read_write("values")] }
             }
@@ -336,7 +351,7 @@ impl Kernel {
 
     /// Whether the kernel sums over k and has a row tile.
     pub fn has_row_tile(self) -> bool {
-        self.is_tiled() && self != Kernel::CopyRows
+        self.is_tiled() && !matches!(self, Kernel::CopyRows | Kernel::PoolRows)
     }
 
     /// Whether the options of a cell decide a part of its text.
@@ -358,6 +373,7 @@ impl Kernel {
             | Kernel::ProjectionStep
             | Kernel::ProjectionStepBias
             | Kernel::CopyRows
+            | Kernel::PoolRows
             | Kernel::SelfTest => false,
         }
     }
@@ -455,6 +471,7 @@ impl KernelId {
             Kernel::GruCandidate => &[text::GRU_CANDIDATE, text::EMIT4, text::STEP],
             Kernel::RnnStep => &[text::RNN_STEP, text::EMIT4, text::STEP],
             Kernel::CopyRows => &[text::COPY_ROWS],
+            Kernel::PoolRows => &[text::POOL_ROWS],
             Kernel::SelfTest => &[text::SELF_TEST, text::ACTIVATION],
         };
         let mut source = pieces.join("\n");
@@ -502,9 +519,11 @@ impl KernelId {
             Kernel::GruCandidate => {
                 RowFunctions { weights: "w_hn", inputs: &[("dot_m", &["m"])], finish_leading: &["direction"] }
             }
-            Kernel::NormalizedCell | Kernel::NormalizedCellProjected | Kernel::CopyRows | Kernel::SelfTest => {
-                return None;
-            }
+            Kernel::NormalizedCell
+            | Kernel::NormalizedCellProjected
+            | Kernel::CopyRows
+            | Kernel::PoolRows
+            | Kernel::SelfTest => return None,
         })
     }
 }
@@ -529,6 +548,7 @@ mod text {
     pub(super) const PEEPHOLES: &str = include_str!("../../shaders/lib/peepholes.wgsl");
     pub(super) const PLANES_CONCAT: &str = include_str!("../../shaders/lib/planes_concat.wgsl");
     pub(super) const PLANES_SUM: &str = include_str!("../../shaders/lib/planes_sum.wgsl");
+    pub(super) const POOL_ROWS: &str = include_str!("../../shaders/pool_rows.wgsl");
     pub(super) const PROJECTION_BIAS: &str = include_str!("../../shaders/lib/projection_bias.wgsl");
     pub(super) const PROJECTION_STEP: &str = include_str!("../../shaders/projection_step.wgsl");
     pub(super) const RECURRENT_STEP: &str = include_str!("../../shaders/recurrent_step.wgsl");

@@ -79,6 +79,24 @@ pub struct CopyParams {
     pub listed_end: u32,
 }
 
+/// `Params` of `shaders/pool_rows.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct PoolParams {
+    pub ranks: u32,
+    pub rank_first: u32,
+    pub width4: u32,
+    pub t_first: u32,
+    pub t_end: u32,
+    pub row_first: u32,
+    pub y_stride: u32,
+    pub y_h: u32,
+    pub pooled_first: u32,
+    pub is_max: u32,
+    pub sums_planes: u32,
+    pub is_end: u32,
+}
+
 /// `Params` of `shaders/self_test.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

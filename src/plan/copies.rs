@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use super::planes::{Piece, Plane};
-use super::planner::{Chunk, F32, LayerBuffers, Planner, RowSource};
+use super::planner::{Chunk, F32, LayerBuffers, POOL_STEPS, Planner, RowSource};
 use super::{BufferId, BufferRange, Caller, Content, Dispatch, RowsAt, StatesAt, Upload, tiles};
-use crate::kernels::params::CopyParams;
+use crate::batch::SequenceOutput;
+use crate::kernels::params::{CopyParams, PoolParams};
 use crate::kernels::{CellCode, Kernel, padded};
 use crate::spec::Merge;
 
@@ -138,8 +139,13 @@ impl Planner<'_> {
     /// Takes rows of the last layer back to the host, or scatters them on the device.
     pub(super) fn plan_output(&mut self, chunk: &mut Chunk, planes: &[Option<Plane>; 2], table: Option<BufferId>) {
         let layer = *self.request.spec.last_layer();
+        let rows_wanted = self.request.outputs.sequence == SequenceOutput::All;
+        if !rows_wanted && !self.request.outputs.cells {
+            return;
+        }
+        let h_column = self.rows.h_column.filter(|_| rows_wanted);
         let parts = [
-            (Caller::Output, self.rows.h_column, layer.h_size(), layer.merge),
+            (Caller::Output, h_column, layer.h_size(), layer.merge),
             (Caller::Cells, self.rows.c_column, layer.c_size(), Merge::Concat),
         ];
         for (d, plane) in planes.iter().flatten().enumerate() {
@@ -268,21 +274,83 @@ impl Planner<'_> {
             }
         }
         let layer = *self.request.spec.last_layer();
-        let b = &buffers[self.layers.len() - 1];
-        if let (Some(first), RowsAt::Device) = (b.state_last, self.request.output) {
+        let (source, planes, merge) = self.per_sequence(&buffers[self.layers.len() - 1]);
+        if let (Some((buffer, first)), RowsAt::Device) = (source, self.request.output) {
             let width = layer.h_size();
-            for d in 0..layer.num_directions() {
-                let (way, place) = self.merged(layer.merge, d);
+            for d in 0..planes {
+                let (way, place) = self.merged(merge, d);
                 let copy = Copy {
                     way,
                     table: self.state_part(StatePart::Sequence),
                     rows: batch,
-                    from: of_rank(b.state, first, d, padded(width)),
+                    from: of_rank(buffer, first, d, padded(width)),
                     to: self.caller(Caller::Last, place * width, layer.output_size()),
                     width,
                     to_width: width,
                 };
                 self.push_copy(chunk, copy);
+            }
+        }
+    }
+
+    /// Where the one row of each sequence lies that is asked for, last or pooled, by rank; in how many planes; and how
+    /// these become one row.
+    fn per_sequence(&self, b: &LayerBuffers) -> (Option<(BufferId, usize)>, usize, Merge) {
+        let layer = self.request.spec.last_layer();
+        match self.pool {
+            Some((pooled, _)) => (Some((pooled, 0)), layer.num_outputs(), Merge::Concat),
+            None => (b.state_last.map(|first| (b.state, first)), layer.num_directions(), layer.merge),
+        }
+    }
+
+    /// Pools the rows of the last layer that lie in `planes`.
+    pub(super) fn plan_pool(&mut self, chunk: &mut Chunk, planes: &[Option<Plane>; 2]) {
+        let (Some((pooled, table)), [Some(y0), y1]) = (self.pool, planes) else { return };
+        let layer = *self.request.spec.last_layer();
+        let width = padded(layer.h_size());
+        let batch = self.schedule.batch_size();
+        let kernel = tiles::choose(Kernel::PoolRows, CellCode::default(), batch, width / 4, self.request.tiles);
+        let index = self.kernel(kernel);
+        let sums_planes = layer.merge == Merge::Sum && y1.is_some();
+        let outputs: Vec<&Plane> = match y1 {
+            Some(y1) if !sums_planes => vec![y0, y1],
+            _ => vec![y0],
+        };
+        for (d, plane) in outputs.into_iter().enumerate() {
+            for (i, Piece { buffer, rows }) in plane.pieces().iter().cloned().enumerate() {
+                let steps = self.schedule.steps_of(&rows);
+                let reach = self.request.limits.workgroups as usize * kernel.rows_per_workgroup() as usize;
+                let runs = steps.clone().step_by(POOL_STEPS);
+                for (t_first, rank_first) in runs.flat_map(|t| (0..batch).step_by(reach).map(move |rank| (t, rank))) {
+                    let t_end = steps.end.min(t_first + POOL_STEPS);
+                    let rank_end = batch.min(rank_first + reach);
+                    let params = PoolParams {
+                        ranks: batch as u32,
+                        rank_first: rank_first as u32,
+                        width4: (width / 4) as u32,
+                        t_first: t_first as u32,
+                        t_end: t_end as u32,
+                        row_first: rows.start as u32,
+                        y_stride: (self.rows.stride / 4) as u32,
+                        y_h: (self.rows.h_column.unwrap_or(0) / 4) as u32,
+                        pooled_first: (d * batch * width / 4) as u32,
+                        is_max: u32::from(self.request.outputs.sequence == SequenceOutput::Max),
+                        sums_planes: u32::from(sums_planes),
+                        is_end: u32::from(t_end == self.schedule.num_steps()),
+                    };
+                    let second = y1.as_ref().filter(|_| sums_planes).map_or(buffer, |y1| y1.pieces()[i].buffer);
+                    let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+                    let uniform = chunk.uniform_range(size_of::<PoolParams>());
+                    let ranges = vec![uniform, table.into(), buffer.into(), second.into(), pooled.into()];
+                    let bind_group = self.bind_group(Kernel::PoolRows, ranges);
+                    let workgroups = [
+                        params.width4.div_ceil(kernel.lanes),
+                        ((rank_end - rank_first) as u32).div_ceil(kernel.rows_per_workgroup()),
+                        1,
+                    ];
+                    let dispatch = Dispatch { kernel: index, bind_group, uniform_bytes, workgroups, flops: 0 };
+                    chunk.submit.dispatches.push(dispatch);
+                }
             }
         }
     }
@@ -359,6 +427,7 @@ impl Planner<'_> {
     /// Final states and last rows for the host, read with the last submit.
     pub(super) fn read_states(&mut self, buffers: &[LayerBuffers]) {
         let batch = self.schedule.batch_size();
+        let (source, planes, _) = self.per_sequence(&buffers[buffers.len() - 1]);
         let submit = self.submits.last_mut().expect("there is a first submit");
         let mut chunk_reads = Chunk::reads_of(std::mem::take(submit), self.request.limits.buffer_bytes);
         for (layer, b) in buffers.iter().enumerate() {
@@ -376,9 +445,11 @@ impl Planner<'_> {
                 }
                 chunk_reads.push_read(Content::HiddenN { layer }, range(b.state_h_n, h_bytes));
             }
-            if let (Some(first), RowsAt::Host) = (b.state_last, self.request.output) {
-                chunk_reads.push_read(Content::Last, range(first, h_bytes));
-            }
+        }
+        let last = *self.request.spec.last_layer();
+        if let (Some((buffer, first)), RowsAt::Host) = (source, self.request.output) {
+            let size_bytes = (planes * batch * padded(last.h_size())) as u64 * F32;
+            chunk_reads.push_read(Content::Last, BufferRange { buffer, offset_bytes: first as u64 * F32, size_bytes });
         }
         *submit = chunk_reads.submit;
     }

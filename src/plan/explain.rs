@@ -145,7 +145,7 @@ impl Plan {
             Upload::Uniforms { bytes, .. } => bytes.len() as u64,
             Upload::InputRows { rows, stride, .. } => 4 * (rows.len() * stride) as u64,
             Upload::RowTable { rows, .. } => 4 * rows.len() as u64,
-            Upload::StateTable { buffer } => size(buffer),
+            Upload::StateTable { buffer } | Upload::PoolTable { buffer } => size(buffer),
             Upload::InitialState { h, state, .. } => size(&h[0]) + size(&h[1]) + size(state),
             Upload::Clear { .. } => 0,
         }

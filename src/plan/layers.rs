@@ -27,7 +27,11 @@ pub fn summed_part(kernel: Kernel) -> Option<ModelPart> {
         | Kernel::GruReset
         | Kernel::RnnStep => Some(ModelPart::WeightsHh),
         Kernel::ProjectionStep | Kernel::ProjectionStepBias | Kernel::GruCandidate => Some(ModelPart::WeightsInner),
-        Kernel::NormalizedCell | Kernel::NormalizedCellProjected | Kernel::CopyRows | Kernel::SelfTest => None,
+        Kernel::NormalizedCell
+        | Kernel::NormalizedCellProjected
+        | Kernel::CopyRows
+        | Kernel::PoolRows
+        | Kernel::SelfTest => None,
     }
 }
 

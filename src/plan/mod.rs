@@ -80,7 +80,7 @@ pub enum Caller {
     Output,
     /// Rows of all cell states, [.., D·H].
     Cells,
-    /// Hidden states at the last valid steps, [B, D·H].
+    /// Hidden states at the last valid steps, or pooled, [B, D·H].
     Last,
     /// Initial hidden states.
     H0,
@@ -311,6 +311,11 @@ pub enum Upload {
         /// Destination, u32 each.
         buffer: BufferId,
     },
+    /// The length at each rank, then the first packed row of each timestep, [B + T + 1].
+    PoolTable {
+        /// Destination, u32 each.
+        buffer: BufferId,
+    },
     /// Initial states of one layer: both h buffers, and the whole state buffer (c or zeros, h_n, and zeros).
     InitialState {
         /// Layer index.
@@ -349,7 +354,7 @@ pub enum Content {
         /// Layer index.
         layer: usize,
     },
-    /// Last valid rows of the last layer, [D, B by rank, h_stride].
+    /// Last valid rows of the last layer, or its pooled ones, [D, B by rank, h_stride].
     Last,
 }
 

@@ -29,6 +29,8 @@ const GATES_TARGET_BYTES: u64 = 64 << 20;
 /// The most timesteps of one submit, so that encoding the next overlaps the run of this one.
 const MAX_STEPS_PER_CHUNK: usize = 512;
 
+/// The most timesteps that one dispatch pools: few enough for drivers that end loops.
+pub(super) const POOL_STEPS: usize = 4096;
 /// Dispatches are split at multiples of the widest workgroup.
 const LANES: usize = 64;
 /// The fewest rows that an input projection is split into: those of a workgroup of the largest tile.
@@ -94,6 +96,8 @@ pub(super) struct Planner<'a> {
     notes: Vec<GroupNote>,
     /// The table of states by rank, if states or last rows move on the device.
     pub(super) state_table: Option<BufferId>,
+    /// Pooled rows by rank, and the table that tells where rows are, if rows are pooled.
+    pub(super) pool: Option<(BufferId, BufferId)>,
     /// Packed rows whose table a recording has uploaded.
     pub(super) row_tables: Vec<Range<usize>>,
     /// Bytes of uniforms that earlier chunks keep.
@@ -163,7 +167,9 @@ impl<'a> Planner<'a> {
     fn new(request: &'a PlanRequest<'a>, schedule: Schedule, max_chunk_rows: usize) -> Self {
         let layers = request.spec.layers();
         debug_assert!(schedule.num_rows() > 0, "empty batches never reach the plan");
-        let all = request.outputs.sequence == SequenceOutput::All;
+        // What is pooled is stored too, a chunk at a time.
+        let sequence = request.outputs.sequence;
+        let all = sequence == SequenceOutput::All || sequence.is_pooled();
         let rows = RowLayout::new(request.spec.last_layer(), all, request.outputs.cells);
         Self {
             request,
@@ -181,6 +187,7 @@ impl<'a> Planner<'a> {
             rows,
             notes: Vec::new(),
             state_table: None,
+            pool: None,
             row_tables: Vec::new(),
             uniform_bytes: 0,
             slots: HashMap::new(),
@@ -351,6 +358,15 @@ impl<'a> Planner<'a> {
             self.state_table = Some(buffer);
             first.uploads.push(Upload::StateTable { buffer });
         }
+        if self.request.outputs.sequence.is_pooled() {
+            let last = self.request.spec.last_layer();
+            let len = last.num_outputs() * batch * padded(last.h_size());
+            let pooled = self.allocate("pooled".into(), len as u64 * F32, false)?;
+            let table_len = batch + self.schedule.num_steps() + 1;
+            let buffer = self.allocate("pool_table".into(), table_len as u64 * F32, false)?;
+            self.pool = Some((pooled, buffer));
+            first.uploads.push(Upload::PoolTable { buffer });
+        }
         self.submits.push(first);
         Ok(buffers)
     }
@@ -444,6 +460,11 @@ impl<'a> Planner<'a> {
             copies += (6 * self.request.spec.num_cells() + 2) * per_copy;
         }
         copies *= self.most_windows();
+        if self.pool.is_some() && is_last {
+            copies += 2
+                * (output_pieces + self.schedule.num_steps() / POOL_STEPS + 1)
+                * (self.schedule.batch_size() / limits.workgroups as usize + 1);
+        }
         // Every timestep has a row, so a chunk has at most as many steps as rows.
         let records = |rows: u64| step_records * num_steps.min(rows as usize) + input_records(rows as usize) + copies;
         let slots = |rows: u64| {
@@ -553,6 +574,7 @@ impl<'a> Planner<'a> {
             if is_last {
                 let end = k + 1 == chunks.len();
                 if end || !out_whole {
+                    self.plan_pool(&mut chunk, &output);
                     self.plan_output(&mut chunk, &output, table);
                 }
                 if end {
@@ -615,7 +637,8 @@ impl<'a> Planner<'a> {
         let on_device = |states: StatesAt| states != StatesAt::Host;
         self.request.initial.is_some_and(on_device)
             || (self.request.outputs.final_state && on_device(self.request.finals))
-            || (self.request.outputs.sequence == SequenceOutput::Last && self.request.output == RowsAt::Device)
+            || (self.request.output == RowsAt::Device
+                && (self.request.outputs.sequence == SequenceOutput::Last || self.request.outputs.sequence.is_pooled()))
     }
 
     /// What a recording keeps of every chunk is known only at its end.
@@ -908,7 +931,11 @@ impl<'a> Planner<'a> {
                 Kernel::RnnStep => {
                     vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, h_next, state, y[0], y[1]]
                 }
-                Kernel::InputProjection | Kernel::InputProjectionSum | Kernel::CopyRows | Kernel::SelfTest => {
+                Kernel::InputProjection
+                | Kernel::InputProjectionSum
+                | Kernel::CopyRows
+                | Kernel::PoolRows
+                | Kernel::SelfTest => {
                     unreachable!("LayerKernels: no part of a timestep")
                 }
             };

@@ -116,7 +116,14 @@ pub struct ReferenceOutput<R> {
 impl ReferenceOutput<f32> {
     /// The same arrays as an engine returns them.
     pub fn into_batch_output(self) -> BatchOutput {
-        BatchOutput { output: self.output, last: self.last, h_n: self.h_n, c_n: self.c_n, cells: self.cells }
+        BatchOutput {
+            output: self.output,
+            last: self.last,
+            pooled: None,
+            h_n: self.h_n,
+            c_n: self.c_n,
+            cells: self.cells,
+        }
     }
 }
 

@@ -64,8 +64,8 @@ pub fn equal_bits(what: &str, found: &[f32], expected: &[f32]) -> Result<(), Fai
 }
 
 pub fn equal_outputs(what: &str, found: &BatchOutput, expected: &BatchOutput) -> Result<(), Failed> {
-    let parts = |o: &BatchOutput| [o.output.clone(), o.last.clone(), o.h_n.clone(), o.c_n.clone(), o.cells.clone()];
-    let names = ["output", "last", "h_n", "c_n", "cells"];
+    let parts = |o: &BatchOutput| [&o.output, &o.last, &o.pooled, &o.h_n, &o.c_n, &o.cells].map(Option::clone);
+    let names = ["output", "last", "pooled", "h_n", "c_n", "cells"];
     for ((f, e), name) in parts(found).into_iter().zip(parts(expected)).zip(names) {
         match (f, e) {
             (Some(f), Some(e)) => equal_bits(&format!("{what}: {name}"), &f, &e)?,
@@ -89,6 +89,7 @@ fn about(case: &Case, output: &BatchOutput, chosen: &[usize]) -> BatchOutput {
         h_n: states(&output.h_n, LayerSpec::h_size),
         c_n: states(&output.c_n, LayerSpec::c_size),
         last: None,
+        pooled: None,
     }
 }
 
@@ -215,6 +216,7 @@ fn outputs(subject: &Subject) -> Result<(), Failed> {
                         h_n: all.h_n.clone().filter(|_| final_state),
                         c_n: all.c_n.clone().filter(|_| final_state),
                         cells: all.cells.clone().filter(|_| cells),
+                        pooled: None,
                     };
                     equal_outputs(&format!("{:?}", case.outputs), &lstm.run_blocking(&case.batch())?, &expected)?;
                 }

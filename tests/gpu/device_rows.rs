@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_recording_gives_the_bits_of_a_run", recorded),
     ("a_recording_in_chunks_gives_the_bits_of_a_run", recorded_in_chunks),
     ("recordings_before_one_submit_do_not_disturb_each_other", several_recordings),
+    ("rows_are_pooled_on_the_device", pooled),
     ("models_chain_on_the_device", chained),
     ("an_application_shares_its_device", shared_device),
     ("a_recording_that_is_never_submitted_leaks_nothing", never_submitted),
@@ -47,6 +48,7 @@ pub fn read(engine: &Engine, output: &GpuOutput) -> Result<BatchOutput, Error> {
     Ok(BatchOutput {
         output: read(&output.output)?,
         last: read(&output.last)?,
+        pooled: read(&output.pooled)?,
         h_n: read(&output.h_n)?,
         c_n: read(&output.c_n)?,
         cells: read(&output.cells)?,
@@ -151,6 +153,65 @@ fn several_recordings(subject: &Subject) -> Result<(), Failed> {
     equal_outputs("first", &read(&engine, &a)?, &expected[0])?;
     equal_outputs("second", &read(&engine, &b)?, &expected[1])?;
     equal_outputs("third", &read(&engine, &c)?, &expected[0])
+}
+
+/// Against rows that are read back and pooled on the host, in the same order: the maximum to the last bit, the mean but
+/// for the division, which WGSL allows 2.5 ulp.
+fn pooled(subject: &Subject) -> Result<(), Failed> {
+    let whole = subject.open(|o| o)?;
+    let stack = LstmSpec::stack(9, 21, 2);
+    for (n, spec) in [
+        stack,
+        stack.direction(Direction::Bidirectional).projection(10),
+        stack.direction(Direction::Bidirectional).merge(Merge::Sum),
+        stack.direction(Direction::Reverse),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let spec = spec.build()?;
+        let features = spec.output_size();
+        let case = Case::new("pooled", &spec, &[60, 0, 141, 7, 140], 142, true, n as u64);
+        let asked = |engine: &Engine, sequence, cells| -> Result<[BatchOutput; 2], Failed> {
+            let mut case = case.clone();
+            case.outputs = Outputs { sequence, final_state: true, cells };
+            let lstm = engine.load_blocking(&case.weights)?;
+            let recorded = lstm.submit(&on_device(engine, &case)?)?;
+            Ok([lstm.run_blocking(&case.batch())?, read(engine, &recorded)?])
+        };
+        let rows = asked(&whole, SequenceOutput::All, false)?[0].output.clone().ok_or("no output")?;
+        // In one piece, and in many chunks or pieces.
+        let small = subject.open(|o| o.max_binding_bytes(8 << 10))?;
+        for engine in [&whole, &small] {
+            set_poison(engine, Some(f32::NAN));
+            for (how, cells) in [(SequenceOutput::Mean, false), (SequenceOutput::Max, true)] {
+                let [run, recorded] = asked(engine, how, cells)?;
+                equal_outputs(&format!("{how:?}, recorded"), &recorded, &run)?;
+                let found = run.pooled.ok_or("nothing pooled")?;
+                if run.output.is_some() || run.last.is_some() || found.len() != 5 * features {
+                    return Err("expected one row per sequence and nothing else".into());
+                }
+                for (b, &length) in case.lengths.iter().enumerate() {
+                    for u in 0..features {
+                        let column = (0..length).map(|t| rows[(b * 142 + t) * features + u]);
+                        let expected = match (length, how) {
+                            (0, _) => 0.0,
+                            (_, SequenceOutput::Max) => column.fold(f32::MIN, f32::max),
+                            _ => column.fold(0.0, |sum, v| sum + v) / length as f32,
+                        };
+                        let bound = if how == SequenceOutput::Max { 0.0 } else { 3.0 * f32::EPSILON * expected.abs() };
+                        let value = found[b * features + u];
+                        if !((value - expected).abs() <= bound) {
+                            return Err(
+                                format!("{how:?} of sequence {b}, unit {u}: {value}, expected {expected}").into()
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The output of one model is the input of the next, and its final states are the next initial ones.
@@ -269,7 +330,9 @@ fn shared_device(subject: &Subject) -> Result<(), Failed> {
     let out_shape = case.layout.shape(case.seq_len, case.batch_size(), 38);
     let out_len: usize = out_shape.iter().product();
     let (raw, large, result) = (tensor(&engine, &case.x, &shape)?, create(case.x.len() + 1005), create(out_len));
-    let y = GpuTensor::new(&create(out_len + 77), 4 * 77, &out_shape)?;
+    let guarded = create(out_len + 77 + 13);
+    queue.write_buffer(&guarded, 0, &vec![0x7f; 4 * (out_len + 77 + 13)]);
+    let y = GpuTensor::new(&guarded, 4 * 77, &out_shape)?;
     let mut encoder = device.create_command_encoder(&Default::default());
     let constants = |scale, bias, offset, count: usize| {
         [("SCALE", scale), ("BIAS", bias), ("OFFSET", offset), ("COUNT", count as f64)]
@@ -285,6 +348,10 @@ fn shared_device(subject: &Subject) -> Result<(), Failed> {
     queue.submit([encoder.finish()]);
     let found = engine.read_back_blocking(&GpuTensor::new(&result, 0, &[out_len])?)?;
     equal_outputs("recorded", &read(&engine, &recorded)?, &expected)?;
+    let all = engine.read_back_blocking(&GpuTensor::new(&guarded, 0, &[out_len + 77 + 13])?)?;
+    if all[..77].iter().chain(&all[77 + out_len..]).any(|v| v.to_bits() != 0x7f7f_7f7f) {
+        return Err("a recording wrote outside of its output".into());
+    }
     equal_bits("the application's result", &found, &doubled)?;
     if seen.load(Ordering::SeqCst) != 0 {
         return Err("the application's handlers were called".into());

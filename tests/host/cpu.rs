@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use wgpu_lstm::{
-    BatchOutput, DeviceChoice, Direction, Engine, EngineOptions, LayerSpec, Layout, LstmSpec, LstmWeights, Outputs,
-    SequenceBatch, SequenceOutput,
+    BatchOutput, DeviceChoice, Direction, Engine, EngineOptions, LayerSpec, Layout, LstmSpec, LstmWeights, Merge,
+    Outputs, SequenceBatch, SequenceOutput,
 };
 
 use crate::fixture::{Case, parity_cases, valid_rows, variant_cases};
@@ -104,6 +104,40 @@ fn only_what_is_asked_for_is_returned() {
             for (final_state, cells) in [(false, false), (true, false), (false, true), (true, true)] {
                 case.outputs = Outputs { sequence, final_state, cells };
                 check(&case).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn pooled_rows_are_those_of_the_definition() {
+    for merge in [Merge::Concat, Merge::Sum] {
+        let spec = LstmSpec::stack(3, 7, 1).direction(Direction::Bidirectional).merge(merge).build().unwrap();
+        for case in [Case::new("pooled", &spec, &[4, 0, 6, 1], 7, true, 2)].map(|c| [c.time_major(), c]).concat() {
+            for device in [DeviceChoice::Cpu, DeviceChoice::Reference] {
+                let engine = Engine::open_blocking(EngineOptions::on(device)).unwrap();
+                let lstm = engine.load_blocking(&case.weights).unwrap();
+                let asked = |sequence| {
+                    let outputs = Outputs { sequence, final_state: false, cells: false };
+                    lstm.run_blocking(&case.batch().outputs(outputs)).unwrap()
+                };
+                let all = asked(SequenceOutput::All).output.unwrap();
+                let features = spec.output_size();
+                let [mean, max] = [SequenceOutput::Mean, SequenceOutput::Max].map(|how| {
+                    let output = asked(how);
+                    assert!(output.output.is_none() && output.last.is_none());
+                    output.pooled.unwrap()
+                });
+                for (b, &length) in case.lengths.iter().enumerate() {
+                    let rows = valid_rows(&all, &case.lengths, case.seq_len, case.layout, &[b]);
+                    for u in 0..features {
+                        let column: Vec<f32> = rows.iter().skip(u).step_by(features).copied().collect();
+                        assert_eq!(column.len(), length);
+                        let (sum, largest) = column.iter().fold((0.0, f32::MIN), |(s, m), &v| (s + v, v.max(m)));
+                        let expected = if length == 0 { [0.0, 0.0] } else { [sum / length as f32, largest] };
+                        assert_eq!([mean[b * features + u], max[b * features + u]], expected, "sequence {b}, unit {u}");
+                    }
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Override, StorageAccess, TypeInner};
-use wgpu_lstm::internals::params::{CopyParams, DirectionStep, InputParams, SelfTestParams, Step};
+use wgpu_lstm::internals::params::{CopyParams, DirectionStep, InputParams, PoolParams, SelfTestParams, Step};
 use wgpu_lstm::internals::{Binding, BindingKind, CellCode, Kernel, KernelId, NONE, SEGMENT};
 
 use crate::snapshot;
@@ -87,11 +87,14 @@ fn structs_have_the_same_members_on_both_sides() {
         x1_stride, column_first, column_end, weight_first, weight_columns);
     let copy = members!(CopyParams: rows, width, dst_width, scatter, src_first, src_stride, dst_first, dst_stride,
         first_row, table_first, listed_first, listed_end);
+    let pool = members!(PoolParams: ranks, rank_first, width4, t_first, t_end, row_first, y_stride, y_h, pooled_first, is_max,
+        sums_planes, is_end);
     let self_test = members!(SelfTestParams: num_probes, long_loop, outer_loop, inner_loop);
     for id in KernelId::all() {
         let expected: Vec<(&str, _)> = match id.kernel {
             Kernel::InputProjection | Kernel::InputProjectionSum => vec![("Params", &input)],
             Kernel::CopyRows => vec![("Params", &copy)],
+            Kernel::PoolRows => vec![("Params", &pool)],
             Kernel::SelfTest => vec![("Params", &self_test)],
             _ => vec![("Step", &step), ("DirectionStep", &direction)],
         };

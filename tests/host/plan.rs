@@ -200,6 +200,7 @@ proptest! {
                     | Kernel::NormalizedCell
                     | Kernel::NormalizedCellProjected
                     | Kernel::GruCandidate
+                    | Kernel::PoolRows
                     | Kernel::CopyRows => {}
                     _ => active_steps += 1,
                 }

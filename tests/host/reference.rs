@@ -322,6 +322,7 @@ fn only_what_is_asked_for_is_returned_and_last_is_the_last_valid_row() {
                     h_n: final_state.then(|| everything.h_n.clone().unwrap()),
                     c_n: final_state.then(|| everything.c_n.clone().unwrap()),
                     cells: cells.then(|| everything.cells.clone().unwrap()),
+                    pooled: None,
                 };
                 assert_eq!(found, expected, "{}", case.name);
             }
