@@ -209,12 +209,12 @@ impl<'a> OnGpu<'a> {
             self.waiting.push_back(0..batch.batch_size());
             self.batches.push_back(batch);
             if let Err(e) = valid {
-                let sequences = self.waiting.pop_front().unwrap_or_default();
-                self.push(&sequences, Work::Done(Err(e)));
+                self.push(Work::Done(Err(e)));
                 return true;
             }
         }
-        let (Some(batch), Some(sequences)) = (self.batches.back(), self.waiting.pop_front()) else { return false };
+        // It waits until it is started: the future may be dropped before that.
+        let (Some(batch), Some(sequences)) = (self.batches.back(), self.waiting.front().cloned()) else { return false };
         let job = |budget_bytes| {
             let job = Job::part(batch, sequences.clone(), lstm.spec());
             Job { budget_bytes: Some(budget_bytes), ..job }
@@ -227,6 +227,7 @@ impl<'a> OnGpu<'a> {
         let work = match work {
             Err(e) if e.kind() == ErrorKind::DeviceLimit => {
                 if sequences.len() > 1 {
+                    self.waiting.pop_front();
                     let middle = sequences.start + sequences.len() / 2;
                     self.waiting.push_front(middle..sequences.end);
                     self.waiting.push_front(sequences.start..middle);
@@ -235,18 +236,19 @@ impl<'a> OnGpu<'a> {
                 // A single sequence may have the whole budget, but alone.
                 let run = Run::start(model, job(budget));
                 if self.runs().next().is_some() {
-                    self.waiting.push_front(sequences);
                     return false;
                 }
                 run.await.map(|run| Work::Running(Box::new(run)))
             }
             other => other,
         };
-        self.push(&sequences, work.unwrap_or_else(|e| Work::Done(Err(e))));
+        self.push(work.unwrap_or_else(|e| Work::Done(Err(e))));
         true
     }
 
-    fn push(&mut self, sequences: &Range<usize>, work: Work<'a>) {
+    /// The sequences that waited longest are under way, or done.
+    fn push(&mut self, work: Work<'a>) {
+        let sequences = self.waiting.pop_front().unwrap_or_default();
         self.parts.push_back(Part { num_sequences: sequences.len(), ends: self.waiting.is_empty(), work });
     }
 

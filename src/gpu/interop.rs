@@ -300,7 +300,7 @@ impl Context {
                 (staging, index, signal)
             })
             .await?;
-        signal.finish(&self.waiter, index, waiting).await?;
+        signal.finish(&self.waiter, &index, waiting).await?;
         Ok(bytemuck::pod_collect_to_vec(&mapped_bytes(&staging)?))
     }
 }

@@ -136,27 +136,35 @@ impl<'a> Run<'a> {
         std::mem::take(&mut self.results)
     }
 
-    /// Makes the next submit.
+    /// Makes the next submit. What was submitted is on record before anything is awaited, so that a future that is dropped
+    /// leaves the run as it is.
     pub(crate) async fn submit_next(&mut self) -> Result<()> {
-        let resources = Resources { model: self.model, plan: &self.plan, job: &self.job, scratch: &self.scratch };
-        let submit = || resources.submit(self.submitted, &self.pipelines, &self.bind_groups);
-        let next = self.model.context.guarded("submitting", submit).await?;
-        self.model.context.tally.submitted();
-        self.in_flight.push_back(next);
-        self.submitted += 1;
-        if let Some(committed) = self.job.committed.filter(|_| self.is_submitted()) {
-            committed.store(true, Ordering::SeqCst);
+        let Self { model, job, plan, pipelines, scratch, bind_groups, in_flight, submitted, .. } = self;
+        let resources = Resources { model, plan, job, scratch };
+        let submit = || {
+            in_flight.push_back(resources.submit(*submitted, pipelines, bind_groups));
+            *submitted += 1;
+            if let Some(committed) = job.committed.filter(|_| *submitted == plan.submits.len()) {
+                committed.store(true, Ordering::SeqCst);
+            }
+            model.context.tally.submitted();
+        };
+        let result = model.context.guarded("submitting", submit).await;
+        if let (Err(_), Some(committed)) = (&result, job.committed) {
+            // What wgpu refuses does not run.
+            committed.store(false, Ordering::SeqCst);
         }
-        Ok(())
+        result
     }
 
-    /// Waits for the oldest submit and takes what it read.
+    /// Waits for the oldest submit and takes what it read. A future that is dropped leaves the run as it is.
     pub(crate) async fn finish_oldest(&mut self, waiting: Waiting) -> Result<()> {
-        let Some(done) = self.in_flight.pop_front() else { return Ok(()) };
+        let Some(oldest) = self.in_flight.front() else { return Ok(()) };
         let context = &self.model.context;
         context.may_be_lost();
+        oldest.signal.finish(&context.waiter, &oldest.index, waiting).await?;
+        let Some(done) = self.in_flight.pop_front() else { return Ok(()) };
         let submit = &self.plan.submits[done.submit];
-        done.signal.finish(&context.waiter, done.index, waiting).await?;
         context.may_be_lost();
         let bytes: u64 = submit.reads.iter().map(|r| r.range.size_bytes).sum();
         let _span = span!("lstm.read_back", submit = done.submit, bytes = bytes).entered();

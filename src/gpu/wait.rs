@@ -91,12 +91,15 @@ mod native {
 
     impl Signal {
         /// Waits until submission `index` and its mappings are done or the device is lost.
+        ///
+        /// A future that is dropped may be asked for again.
         pub(crate) async fn finish(
-            self,
+            &self,
             waiter: &Waiter,
-            index: wgpu::SubmissionIndex,
+            index: &wgpu::SubmissionIndex,
             waiting: Waiting,
         ) -> Result<()> {
+            let index = index.clone();
             match waiting {
                 Waiting::Blocking => waiter.poller.wait(index, &self.shared),
                 Waiting::Async => {
@@ -237,12 +240,12 @@ mod web {
     impl Signal {
         /// Waits for the mappings.
         pub(crate) async fn finish(
-            self,
+            &self,
             waiter: &Waiter,
-            _index: wgpu::SubmissionIndex,
+            _index: &wgpu::SubmissionIndex,
             _waiting: Waiting,
         ) -> Result<()> {
-            for told in self.each {
+            for told in &self.each {
                 let _ = told.receive().await;
             }
             waiter.faults.check()?;

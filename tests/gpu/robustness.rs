@@ -22,6 +22,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_dropped_future_leaves_the_engine_usable", dropped),
     ("the_self_test_takes_less_than_50_ms_once_compiled", self_test_time),
     ("memory_does_not_grow_over_runs", no_growth),
+    ("a_profile_asks_for_no_more_than_it_says", profile),
+    ("runs_that_are_dropped_midway_leave_nothing", dropped_midway),
 ];
 
 fn small(seed: u64) -> Case {
@@ -225,6 +227,65 @@ fn no_growth(subject: &Subject) -> Result<(), Failed> {
     let after_many = pooled_bytes(&engine);
     if after_one == 0 || after_many != after_one {
         return Err(format!("pooled bytes went from {after_one} to {after_many}").into());
+    }
+    Ok(())
+}
+
+/// The kernels need 64 invocations and 16 KiB of workgroup memory; with WebGPU's defaults nothing else is larger either.
+fn profile(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.engine()?;
+    let limits = engine.device_and_queue().ok_or("not on a GPU")?.0.limits();
+    let mut found = vec![
+        ("invocations", u64::from(limits.max_compute_invocations_per_workgroup), 64),
+        ("workgroup size", u64::from(limits.max_compute_workgroup_size_x), 64),
+        ("workgroup memory", u64::from(limits.max_compute_workgroup_storage_size), 16 << 10),
+        ("storage buffers", u64::from(limits.max_storage_buffers_per_shader_stage), 8),
+    ];
+    if subject.options.limits == wgpu_lstm::LimitsProfile::WebGpuDefaults {
+        found.extend([
+            ("bindings", limits.max_storage_buffer_binding_size, 128 << 20),
+            ("buffers", limits.max_buffer_size, 256 << 20),
+            ("storage alignment", u64::from(limits.min_storage_buffer_offset_alignment), 256),
+            ("uniform alignment", u64::from(limits.min_uniform_buffer_offset_alignment), 256),
+        ]);
+    }
+    match found.iter().find(|(_, found, expected)| found != expected) {
+        None => Ok(()),
+        Some((name, found, expected)) => Err(format!("{name}: expected {expected}, found {found}").into()),
+    }
+}
+
+fn dropped_midway(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.open(|o: EngineOptions| o.memory_budget_bytes(160 << 10))?;
+    let spec = LstmSpec::stack(4, 16, 1).direction(Direction::Bidirectional).build()?;
+    let case = Case::new("many chunks", &spec, &[120, 80], 120, false, 1);
+    let lstm = engine.load_blocking(&case.weights)?;
+    let expected = lstm.run_blocking(&case.batch())?;
+    for taken in 0..4 {
+        let mut many = lstm.run_many((0..6).map(|_| case.batch()));
+        for output in many.by_ref().take(taken) {
+            equal_outputs("before the drop", &output?, &expected)?;
+        }
+        // A future of it that has started something, too.
+        let mut next = Box::pin(many.next_output());
+        let _ = next.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(next);
+        // Nothing is lost by that.
+        if taken % 2 == 1 {
+            let rest = many.by_ref().collect::<Result<Vec<_>, _>>()?;
+            for output in &rest {
+                equal_outputs("the rest", output, &expected)?;
+            }
+            if rest.len() != 6 - taken {
+                return Err(format!("expected {} more outputs, found {}", 6 - taken, rest.len()).into());
+            }
+        }
+        drop(many);
+        equal_outputs("after the drop", &lstm.run_blocking(&case.batch())?, &expected)?;
+        let in_use = engine.counters().in_use_bytes;
+        if in_use != 0 {
+            return Err(format!("{in_use} bytes are still in use after {taken} outputs").into());
+        }
     }
     Ok(())
 }

@@ -133,6 +133,9 @@ pub(crate) struct RunOptions {
     /// Where ONNX and onnxruntime part: as the operator's text says, or as onnxruntime does [default: operator]
     #[arg(long, value_enum, value_name = "WHICH")]
     pub(crate) onnx_compat: Option<OnnxCompatName>,
+    /// Say how the batch runs: chunks, tiles, dispatches, bytes, and why (not for ONNX models)
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) explain: bool,
     /// Print failures only: no summary, no progress bar
     #[arg(short, long)]
     pub(crate) quiet: bool,

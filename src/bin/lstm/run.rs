@@ -47,6 +47,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     let engine = Engine::open_blocking(engine_options(&options.device, &options.budget))?;
     say_unless_quiet(format!("device: {}: {}", engine.device().name, engine.device().reason))?;
     let lstm = engine.load_blocking(&weights)?;
+    if options.explain {
+        say!("{}", lstm.explain(&batch)?.trim_end())?;
+    }
     let start = Instant::now();
     let result = with_bar("running", options.quiet, |progress| lstm.run_with_progress(&batch, progress))?;
     say_unless_quiet(format!("ran in {} ms, first-run set-up included", milliseconds(start.elapsed().as_secs_f64())))?;
