@@ -16,7 +16,7 @@ usage: tools/test.sh [--quick] [--only STAGE] [--system-adapters]
 stages, in this order
   host      unit tests, tests/host, tests/cli and doc tests; no adapter needed
   gpu       tests/gpu on every adapter found: two software adapters that tools/adapters.sh unpacks
-            under target/adapters, and those of the machine; then the demo and a tiny benchmark
+            under target/adapters, and those of the machine; then the demo, a tiny benchmark, two examples
   features  unit tests without default features; a check of the library with `gpu` alone
   shaders   every kernel compiled by headless Chromium (needs Node.js, npm and Chromium)
 
@@ -92,6 +92,9 @@ stage_gpu() {
     if [[ -n ${VK_ADD_DRIVER_FILES:-} ]]; then
         cargo run --quiet --all-features -- demo --device gpu || code=1
         cargo run --quiet --all-features --bin lstm-bench -- --group tiny --device cpu,gpu || code=1
+        cargo run --quiet --all-features --example shared_device || code=1
+        cargo run --quiet --all-features --example serve -- \
+            --device gpu --seconds 3 --streams 16 --frame-ms 50 --lose-device-after 1.5 || code=1
     fi
     return $code
 }
