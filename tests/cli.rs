@@ -582,6 +582,33 @@ fn the_benchmark_binary_verifies_and_reports() {
 }
 
 #[test]
+fn the_benchmark_of_streams_verifies_and_reports() {
+    let folder = Folder::new("lstm-bench-streams");
+    let record = folder.path("record.csv");
+    let bench = |arguments: &[&str]| command(env!("CARGO_BIN_EXE_lstm-bench")).args(arguments).output().unwrap();
+    let tiny = ["--streams", "--stream-hidden", "4", "--stream-slots", "1,3", "--stream-frame-ms", "1", "--runs", "3"];
+    let options = ["--device", "cpu,gpu", "--format", "json", "--record", &record];
+    let output = bench(&[&tiny[..], &options].concat());
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&stdout(&output)).unwrap();
+    let slots: Vec<_> = rows.iter().filter(|r| r["live_at_ms"].is_null()).map(|r| r["slots"].as_u64()).collect();
+    assert_eq!(slots, [Some(1), Some(3)]);
+    for row in &rows {
+        assert!(row["device"] == "cpu" && row["push_us"].as_f64() > Some(0.0), "{row}");
+        assert!(row["push_p99_us"].as_f64() >= row["push_us"].as_f64(), "{row}");
+        if row["live_at_ms"].is_number() {
+            assert!(row["push_p99_us"].as_f64() < Some(1000.0) && row["pushes"].as_u64() >= Some(40), "{row}");
+        }
+    }
+    let record = fs::read_to_string(record).unwrap();
+    assert_eq!(record.lines().count(), 1 + rows.len(), "{record}");
+    let output = bench(&[&tiny[..], &["--device", "gpu"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let output = bench(&["--streams", "--stream-slots", "0"]);
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("1 to 65536"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     for arguments in [&["devices"][..], &["demo", "--device", "cpu"]] {
         let mut child = command(env!("CARGO_BIN_EXE_lstm"))

@@ -31,6 +31,13 @@ impl Times {
         self.sorted[self.sorted.len() - 1]
     }
 
+    /// The smallest time that at least `percent` of the runs did not exceed.
+    #[allow(dead_code, reason = "only the benchmark asks for it")]
+    pub(crate) fn percentile(&self, percent: f64) -> f64 {
+        let rank = (percent / 100.0 * self.sorted.len() as f64).ceil() as usize;
+        self.sorted[rank.clamp(1, self.sorted.len()) - 1]
+    }
+
     pub(crate) fn runs(&self) -> usize {
         self.sorted.len()
     }
@@ -82,6 +89,9 @@ mod tests {
         let times = Times::new(vec![4.0, 1.0, 2.0, 10.0]);
         assert_eq!((times.median(), times.min(), times.max(), times.runs()), (3.0, 1.0, 10.0, 4));
         assert_eq!(Times::new(vec![5.0]).median(), 5.0);
+        let hundred = Times::new((1..=100).map(f64::from).collect());
+        assert_eq!((hundred.percentile(99.0), hundred.percentile(100.0), hundred.percentile(0.0)), (99.0, 100.0, 1.0));
+        assert_eq!(Times::new(vec![1.0, 2.0]).percentile(99.0), 2.0);
     }
 
     #[test]

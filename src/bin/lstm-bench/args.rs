@@ -19,6 +19,18 @@ pub(crate) struct Arguments {
     /// Devices, as `lstm run --device` takes them
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "cpu,gpu")]
     pub(crate) device: Vec<DeviceChoice>,
+    /// Time streams instead: one frame to all slots in a push, and how many live streams each device serves
+    #[arg(long, conflicts_with_all = ["group", "filter", "cases"])]
+    pub(crate) streams: bool,
+    /// With --streams: hidden sizes of the model, whose input is as wide
+    #[arg(long, value_name = "H,…", value_delimiter = ',', default_value = "128,512", value_parser = size)]
+    pub(crate) stream_hidden: Vec<usize>,
+    /// With --streams: numbers of slots
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,64,1000", value_parser = size)]
+    pub(crate) stream_slots: Vec<usize>,
+    /// With --streams: times from one frame to the next for which the largest number of live streams is searched
+    #[arg(long, value_name = "MS,…", value_delimiter = ',', default_value = "10,32", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) stream_frame_ms: Vec<u64>,
     /// Groups of cases [default: all but `tiny`]
     #[arg(long, value_name = "GROUP,…", value_delimiter = ',')]
     pub(crate) group: Vec<String>,
@@ -43,6 +55,13 @@ pub(crate) struct Arguments {
     /// Another table of cases, in the form of benches/cases.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) cases: Option<PathBuf>,
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(n) if (1..=65_536).contains(&n) => Ok(n),
+        _ => Err(format!("expected a whole number from 1 to 65536, found {text:?}")),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

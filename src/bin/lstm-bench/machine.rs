@@ -3,6 +3,8 @@
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde_json::{Value, json};
+
 /// What is the same for all rows of a run.
 pub(crate) struct Machine {
     /// `2026-11-22`, UTC.
@@ -31,6 +33,19 @@ impl Machine {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
         }
+    }
+
+    /// Names and values that begin every row of a record.
+    pub(crate) fn fields(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("date", json!(self.date)),
+            ("version", json!(self.version)),
+            ("commit", json!(self.commit)),
+            ("build", json!(self.build)),
+            ("system", json!(self.system)),
+            ("processor", json!(self.processor)),
+            ("threads", json!(self.threads)),
+        ]
     }
 
     /// One line.

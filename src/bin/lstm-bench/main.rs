@@ -2,6 +2,7 @@
 //!
 //! In:  `benches/cases.toml`, compiled in, or another table of its form.
 //! Out: for each case and device the phases of a run, verified before they are reported; as text, CSV or JSON.
+//! With `--streams`: what streams cost instead (`streams.rs`).
 //! What the phases mean and how records are kept: docs/benchmarking.md.
 //!
 //! Exit codes: 0 good, 1 a result was wrong or nothing could be measured, 2 usage.
@@ -14,6 +15,7 @@ mod common;
 mod machine;
 mod phases;
 mod report;
+mod streams;
 
 use std::process::ExitCode;
 
@@ -26,7 +28,7 @@ use report::{Format, Row};
 
 fn main() -> ExitCode {
     let options = args::Arguments::parse();
-    common::failure::run("lstm-bench", || bench(&options))
+    common::failure::run("lstm-bench", || if options.streams { streams::bench(&options) } else { bench(&options) })
 }
 
 fn bench(options: &args::Arguments) -> Result<()> {

@@ -88,24 +88,13 @@ fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
         Outcome::Unavailable(failure) => (None, Some(format!("unavailable: {failure}"))),
         Outcome::Wrong(why) => (None, Some(format!("wrong: {why}"))),
     };
-    let adapter = measured.and_then(|p| p.device.adapter.as_ref());
     // Nanoseconds are as far as a clock goes.
     let ms = |seconds: f64| json!((seconds * 1e9).round() / 1e6);
     let number = |of: fn(&Phases) -> f64| measured.map(|p| (of(p) * 1e3).round() / 1e3);
     let time = |of: fn(&Phases) -> f64| measured.map_or(Value::Null, |p| ms(of(p)));
-    vec![
-        ("date", json!(machine.date)),
-        ("version", json!(machine.version)),
-        ("commit", json!(machine.commit)),
-        ("build", json!(machine.build)),
-        ("system", json!(machine.system)),
-        ("processor", json!(machine.processor)),
-        ("threads", json!(machine.threads)),
-        ("device", json!(row.device.to_string())),
-        ("device_name", json!(measured.map(|p| &p.device.name))),
-        ("backend", json!(adapter.map(|a| &a.backend))),
-        ("driver", json!(adapter.map(driver))),
-        ("software", json!(adapter.map(|a| a.is_software))),
+    let mut fields = machine.fields();
+    fields.extend(device_fields(&row.device, measured.map(|p| &p.device)));
+    fields.extend([
         ("case", json!(case.id())),
         ("name", json!(case.name)),
         ("group", json!(case.group)),
@@ -131,23 +120,43 @@ fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
         ("us_per_step", json!(number(Phases::us_per_step))),
         ("gflops", json!(number(Phases::gflops))),
         ("error", json!(error)),
+    ]);
+    fields
+}
+
+/// What a row says of its device, as far as it could be opened.
+pub(crate) fn device_fields(choice: &DeviceChoice, device: Option<&DeviceReport>) -> [(&'static str, Value); 5] {
+    let adapter = device.and_then(|d| d.adapter.as_ref());
+    [
+        ("device", json!(choice.to_string())),
+        ("device_name", json!(device.map(|d| &d.name))),
+        ("backend", json!(adapter.map(|a| &a.backend))),
+        ("driver", json!(adapter.map(driver))),
+        ("software", json!(adapter.map(|a| a.is_software))),
     ]
 }
 
 pub(crate) fn json(machine: &Machine, rows: &[Row]) -> Value {
-    rows.iter()
-        .map(|row| {
-            fields(machine, row).into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>()
-        })
-        .map(Value::Object)
-        .collect()
+    json_of(&rows.iter().map(|row| fields(machine, row)).collect::<Vec<_>>())
+}
+
+/// Rows of names and values.
+pub(crate) fn json_of(rows: &[Vec<(&'static str, Value)>]) -> Value {
+    let object = |row: &Vec<(&'static str, Value)>| {
+        row.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect::<Map<_, _>>()
+    };
+    rows.iter().map(object).map(Value::Object).collect()
 }
 
 /// With a heading line.
 pub(crate) fn csv<'a>(machine: &Machine, rows: impl IntoIterator<Item = &'a Row>) -> String {
+    csv_of(&rows.into_iter().map(|row| fields(machine, row)).collect::<Vec<_>>())
+}
+
+/// Rows of names and values, with a heading line.
+pub(crate) fn csv_of(rows: &[Vec<(&'static str, Value)>]) -> String {
     let mut text = String::new();
-    for (i, row) in rows.into_iter().enumerate() {
-        let fields = fields(machine, row);
+    for (i, fields) in rows.iter().enumerate() {
         if i == 0 {
             text += &csv_line(fields.iter().map(|(name, _)| (*name).to_owned()));
         }
@@ -179,16 +188,20 @@ pub(crate) fn record(path: &Path, machine: &Machine, rows: &[Row]) -> Result<()>
     if measured.is_empty() {
         return Ok(());
     }
+    append(path, &csv(machine, measured))
+}
+
+/// Adds the lines of a table to a CSV file of the same columns, or makes it.
+pub(crate) fn append(path: &Path, text: &str) -> Result<()> {
     let named = |e: std::io::Error| Failure::Data(format!("{}: cannot be written: {e}", path.display()));
-    let text = csv(machine, measured);
-    let (heading, lines) = text.split_once('\n').unwrap_or((&text, ""));
+    let (heading, lines) = text.split_once('\n').unwrap_or((text, ""));
     let before = match std::fs::read_to_string(path) {
         Ok(before) => before,
         Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
         Err(e) => return Err(named(e)),
     };
     let added = match before.lines().next() {
-        None => text.as_str(),
+        None => text,
         Some(first) if first == heading => lines,
         Some(_) => fail!("{}: has other columns; name a new file", path.display()),
     };
