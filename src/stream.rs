@@ -360,7 +360,7 @@ impl Stream {
     ///
     /// `input` is [Σ T, I], the rows of the chunks one after another; `chunks` are slots with their numbers of
     /// timesteps. The result is [Σ T, H or P] or [chunks, H or P]. The slots have their new states once the commands
-    /// have run; commands that are recorded must be submitted, in the order of recording.
+    /// have run: submit them in the order of recording, and before the next call that is not a recording.
     ///
     /// # Errors
     /// As [`Stream::push`] and [`Lstm::record`]; for a chunk without a timestep.

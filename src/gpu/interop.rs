@@ -9,7 +9,7 @@ use super::run::mapped_bytes;
 use super::wait::{Waiting, map};
 use crate::batch::{Layout, Outputs, RowOrder, SequenceOutput};
 use crate::error::{Result, bail};
-use crate::plan::{Caller, TileOverride};
+use crate::plan::Caller;
 use crate::spec::LstmSpec;
 
 /// A dense f32 array in a buffer on the device, row-major, slowest axis first. Cheap to clone: clones are the same
@@ -371,23 +371,8 @@ impl GpuLstm {
         }
         let order =
             RowOrder::Layout { layout: batch.layout, seq_len: batch.seq_len, batch_size: batch.batch_size, first: 0 };
-        let job = Job {
-            lengths: Cow::Borrowed(&batch.lengths),
-            input_order: order,
-            output_order: order,
-            array_rows: batch.seq_len * batch.batch_size,
-            input: None,
-            h_0: None,
-            c_0: None,
-            slots: None,
-            outputs: wanted,
-            to_device: true,
-            callers,
-            committed: None,
-            tiles: TileOverride::default(),
-            budget_bytes: None,
-            dispatch_flops: None,
-        };
+        let rows = batch.seq_len * batch.batch_size;
+        let job = Job { to_device: true, callers, ..Job::new(Cow::Borrowed(&batch.lengths), order, rows, wanted) };
         self.record(&job, encoder)?;
         Ok(result)
     }

@@ -77,24 +77,35 @@ pub(crate) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// A batch whose rows and states are on the host.
-    pub(crate) fn of(batch: &'a SequenceBatch<'_>) -> Self {
+    /// Sequences whose rows lie in this order in input and output, from zero states; without an input yet.
+    pub(crate) fn new(lengths: Cow<'a, [usize]>, order: RowOrder<'a>, array_rows: usize, outputs: Outputs) -> Self {
         Self {
-            lengths: Cow::Borrowed(batch.sequence_lengths()),
-            input_order: batch.order(0),
-            output_order: batch.order(0),
-            array_rows: batch.seq_len() * batch.batch_size(),
-            input: Some(batch.input()),
-            h_0: batch.initial_h().map(Cow::Borrowed),
-            c_0: batch.initial_c().map(Cow::Borrowed),
+            lengths,
+            input_order: order,
+            output_order: order,
+            array_rows,
+            input: None,
+            h_0: None,
+            c_0: None,
             slots: None,
-            outputs: batch.requested(),
+            outputs,
             to_device: false,
             callers: CallerBuffers::default(),
             committed: None,
             tiles: TileOverride::default(),
             budget_bytes: None,
             dispatch_flops: None,
+        }
+    }
+
+    /// A batch whose rows and states are on the host.
+    pub(crate) fn of(batch: &'a SequenceBatch<'_>) -> Self {
+        let (lengths, rows) = (Cow::Borrowed(batch.sequence_lengths()), batch.seq_len() * batch.batch_size());
+        Self {
+            input: Some(batch.input()),
+            h_0: batch.initial_h().map(Cow::Borrowed),
+            c_0: batch.initial_c().map(Cow::Borrowed),
+            ..Self::new(lengths, batch.order(0), rows, batch.requested())
         }
     }
 
@@ -112,22 +123,13 @@ impl<'a> Job<'a> {
                 false => Cow::Owned(crate::batch::states_of(s, batch.batch_size(), &sequences, spec, size)),
             })
         };
+        let lengths = Cow::Owned(batch.sequence_lengths()[sequences.clone()].to_vec());
         Self {
-            lengths: Cow::Owned(batch.sequence_lengths()[sequences.clone()].to_vec()),
             input_order: batch.order(sequences.start),
-            output_order: order,
-            array_rows: batch.seq_len() * sequences.len(),
             input: Some(batch.input()),
             h_0: states(batch.initial_h(), LayerSpec::h_size),
             c_0: states(batch.initial_c(), LayerSpec::c_size),
-            slots: None,
-            outputs: batch.requested(),
-            to_device: false,
-            callers: CallerBuffers::default(),
-            committed: None,
-            tiles: TileOverride::default(),
-            budget_bytes: None,
-            dispatch_flops: None,
+            ..Self::new(lengths, order, batch.seq_len() * sequences.len(), batch.requested())
         }
     }
 

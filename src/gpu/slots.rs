@@ -11,7 +11,7 @@ use super::model::GpuLstm;
 use super::wait::Waiting;
 use crate::batch::{BatchOutput, Outputs, RowOrder, SequenceOutput};
 use crate::error::{Result, bail};
-use crate::plan::{Caller, TileOverride};
+use crate::plan::Caller;
 
 /// The chunks of a push as sequences, in the caller's order.
 #[derive(Debug, Clone, Copy)]
@@ -73,22 +73,11 @@ impl GpuSlots {
     fn job<'a>(&self, sequences: Sequences<'a>, outputs: Outputs) -> Job<'a> {
         let mut callers = CallerBuffers::default();
         callers.set(Caller::Slots, self.range());
+        let (lengths, order) = (Cow::Borrowed(sequences.lengths), RowOrder::Starts(sequences.starts));
         Job {
-            lengths: Cow::Borrowed(sequences.lengths),
-            input_order: RowOrder::Starts(sequences.starts),
-            output_order: RowOrder::Starts(sequences.starts),
-            array_rows: sequences.num_rows,
-            input: None,
-            h_0: None,
-            c_0: None,
             slots: Some(SlotsOf { num_slots: self.num_slots, from: sequences.from, to: sequences.to }),
-            outputs,
-            to_device: false,
             callers,
-            committed: None,
-            tiles: TileOverride::default(),
-            budget_bytes: None,
-            dispatch_flops: None,
+            ..Job::new(lengths, order, sequences.num_rows, outputs)
         }
     }
 
