@@ -80,6 +80,18 @@ fn run(c: &mut Criterion, device: &str, lstm: &Lstm) {
             b.iter(|| lstm.run_blocking(black_box(&batch)).expect("the batch fits the model"));
         });
     }
+    // Eight batches, one after another and overlapping; all hidden states come back.
+    let x = input(BATCH_SIZE * SEQ_LEN, width);
+    let batch = || {
+        SequenceBatch::new(&x, [BATCH_SIZE, SEQ_LEN, width], Layout::BatchMajor)
+            .expect("the shape is that of the input")
+    };
+    group.bench_function("eight_runs_b32_t100_i64_h64_fwd", |b| {
+        b.iter(|| (0..8).for_each(|_| drop(lstm.run_blocking(black_box(&batch())).expect("the batch fits"))));
+    });
+    group.bench_function("run_many_8_b32_t100_i64_h64_fwd", |b| {
+        b.iter(|| lstm.run_many((0..8).map(|_| black_box(batch()))).for_each(|o| drop(o.expect("the batch fits"))));
+    });
     group.finish();
 }
 
