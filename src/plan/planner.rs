@@ -29,6 +29,9 @@ const GATES_TARGET_BYTES: u64 = 64 << 20;
 /// The most timesteps of one submit, so that encoding the next overlaps the run of this one.
 const MAX_STEPS_PER_CHUNK: usize = 512;
 
+/// A submit takes as long as this many of the longest dispatches: about a second, since some drivers reset a device after
+/// two.
+const DISPATCHES_PER_SUBMIT: u64 = 20;
 /// The most timesteps that one dispatch pools: few enough for drivers that end loops.
 pub(super) const POOL_STEPS: usize = 4096;
 /// Dispatches are split at multiples of the widest workgroup.
@@ -503,9 +506,12 @@ impl<'a> Planner<'a> {
             return Err(Refusal { error, over_budget: name == "memory budget" });
         }
         let by_gates = (GATES_TARGET_BYTES / gates_row).max(active);
-        let capacity = hard.min(by_gates).min(self.max_chunk_rows as u64) as usize;
+        let row_flops: u64 = group.layers.clone().map(|l| directions * self.row_flops(l)).sum();
+        let by_time = (self.request.dispatch_flops.saturating_mul(DISPATCHES_PER_SUBMIT) / row_flops).max(active);
+        let capacity = hard.min(by_gates).min(by_time).min(self.max_chunk_rows as u64) as usize;
         let limited_by = match capacity as u64 {
-            n if n < by_gates.min(hard) => "smaller chunks leave memory for later layers",
+            n if n < by_gates.min(by_time).min(hard) => "smaller chunks leave memory for later layers",
+            n if n == by_time => "a submit is kept to about a second",
             n if n == by_gates => "the gates of a chunk are kept to 64 MiB",
             n if n == by_budget => "more would exceed the memory budget",
             n if n == by_binding => "more would exceed a binding",
@@ -595,6 +601,13 @@ impl<'a> Planner<'a> {
         let k = summed_part(kernel).map_or(0, |part| self.layouts[l].k(part));
         // A column is four sums of k products.
         8 * rows as u64 * columns as u64 * k as u64
+    }
+
+    /// Floating-point operations of a row in one direction of layer `l`, its step included; at least 1.
+    fn row_flops(&self, l: usize) -> u64 {
+        let LayerKernels { input, step, .. } = &self.layer_kernels[l];
+        let kernels = std::iter::once(input).chain(step);
+        kernels.map(|&(kernel, columns)| self.flops(l, kernel, 1, columns)).sum::<u64>().max(1)
     }
 
     /// The dispatches that a kernel of layer `l` with `columns` columns takes for `rows` rows at once: at least one per

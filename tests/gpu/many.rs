@@ -137,6 +137,11 @@ fn short_dispatches(subject: &Subject) -> Result<(), Failed> {
         if longest(&long_plan) < 20_000_000 || longest(&short_plan) > 8_200_000 {
             return Err(format!("dispatches of {} and {} operations", longest(&long_plan), longest(&short_plan)).into());
         }
+        // A submit has about twenty of them, or what a timestep needs.
+        let largest = |p: &wgpu_lstm::internals::Plan| p.submits.iter().map(|s| s.flops()).max().unwrap_or(0);
+        if largest(&short_plan) > 90_000_000 || short_plan.submits.len() <= long_plan.submits.len() {
+            return Err(format!("{} submits of up to {}", short_plan.submits.len(), largest(&short_plan)).into());
+        }
         if long_plan.flops() != short_plan.flops() {
             return Err(format!("{} operations became {}", long_plan.flops(), short_plan.flops()).into());
         }
