@@ -24,6 +24,7 @@ impl Pace {
     }
 
     /// Takes note of a submit that took at most this long, waiting included.
+    #[cfg_attr(target_family = "wasm", allow(dead_code, reason = "std has no clock in a browser"))]
     pub(crate) fn note(&self, flops: u64, time: Duration) {
         let reached = flops as f64 / time.as_secs_f64().max(1e-9);
         self.flops_per_second.fetch_max(reached as u64, Ordering::Relaxed);

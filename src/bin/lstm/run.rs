@@ -45,9 +45,12 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     say_unless_quiet(input.summary())?;
 
     let engine = Engine::open_blocking(engine_options(&options.device, &options.budget))?;
-    say_unless_quiet(format!("device: {}: {}", engine.device().name, engine.device().reason))?;
+    if !options.explain {
+        say_unless_quiet(format!("device: {}: {}", engine.device().name, engine.device().reason))?;
+    }
     let lstm = engine.load_blocking(&weights)?;
     if options.explain {
+        // It begins with the device.
         say!("{}", lstm.explain(&batch)?.trim_end())?;
     }
     let start = Instant::now();
