@@ -506,7 +506,7 @@ impl Stream {
         let values = if cut.num_rows == 0 {
             Vec::new()
         } else {
-            let input: Vec<f32> = chunks.iter().flat_map(|c| c.input).copied().collect();
+            let input = chunks.iter().map(|c| c.input).collect::<Vec<_>>().concat();
             let slots = chunks.iter().filter(|c| !c.input.is_empty()).map(|c| c.slot).collect();
             let committed = Arc::new(AtomicBool::new(false));
             self.pending = Some(Pending { slots, committed: committed.clone() });
