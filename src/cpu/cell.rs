@@ -1,14 +1,15 @@
-//! The elementwise half of a timestep: sums, activations and the cell equations, for rows of gates.
+//! The elementwise half of a timestep: sums, activations and the cell equations, for the units of a block.
 //!
-//! In:  `x_gates` and `h_gates`, the two products of every gate; the state.
+//! In:  `x_gates` and `sums` [rows][gates][units], the two products of every gate; the state [rows][units].
 //! Out: the state one step later; `x_gates` is used up.
 //! [`pulp::Arch`] compiles the loops for the widest vectors that the processor has, and the bits are the same on all
-//! of them.
-//! Not here: products (`matmul.rs`), the functions themselves (`activation.rs`).
+//! of them. A block has 16 units; with layer normalisation, which needs all of them at once, the block is the layer.
+//! Not here: products (`panels.rs`), the functions themselves (`activation.rs`).
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::activation::{Clipped, clamp, sigmoid, tanh};
+use super::rows::LANES;
 use crate::cell::{CellSpec, GruCell, LstmCell, RnnCell};
 use crate::spec::LayerSpec;
 use crate::weights::CellWeights;
@@ -25,18 +26,84 @@ pub(super) enum Elementwise {
 
 impl Elementwise {
     pub(super) fn new(layer: &LayerSpec, direction: usize, weights: &CellWeights) -> Self {
-        let hidden_size = layer.hidden_size;
         let bias = summed_bias(layer, weights);
         match &layer.cell {
-            CellSpec::Lstm(cell) if is_plain(cell) => Self::Plain(PlainLstm { bias }),
-            CellSpec::Lstm(cell) => Self::Lstm(Box::new(Lstm::new(cell, direction, bias, weights))),
-            CellSpec::Gru(cell) => Self::Gru(Gru::new(cell, direction, bias, hidden_size, weights)),
+            CellSpec::Lstm(cell) if is_plain(cell) => {
+                Self::Plain(PlainLstm { bias: by_block(&bias, 4, layer.hidden_size, LANES) })
+            }
+            CellSpec::Lstm(cell) => Self::Lstm(Box::new(Lstm::new(cell, direction, &bias, layer.hidden_size, weights))),
+            CellSpec::Gru(cell) => Self::Gru(Gru::new(cell, direction, bias, layer.hidden_size, weights)),
             CellSpec::Rnn(RnnCell { activations, activation_clip }) => {
                 let f = Clipped { function: activations[direction], clip: *activation_clip };
-                Self::Rnn(Rnn { bias, f })
+                Self::Rnn(Rnn { bias: by_block(&bias, 1, layer.hidden_size, LANES), f })
             }
         }
     }
+}
+
+impl Elementwise {
+    /// Whether a block is the layer.
+    pub(super) fn needs_all_units(&self) -> bool {
+        matches!(self, Self::Lstm(cell) if cell.norm.is_some())
+    }
+
+    /// One step of the units of `step`, or its first half where a step has two: `h` is then r·h.
+    pub(super) fn advance(&self, arch: Arch, step: Step<'_>) {
+        arch.dispatch(Advance { cell: self, step, second_half: false });
+    }
+
+    /// The second half of a GRU that is not linear before reset: the sums are (r·h)·W_hn.
+    pub(super) fn finish(&self, arch: Arch, step: Step<'_>) {
+        arch.dispatch(Advance { cell: self, step, second_half: true });
+    }
+}
+
+/// What a step of the units of a block reads and writes, for some rows.
+pub(super) struct Step<'a> {
+    pub(super) block: usize,
+    /// [rows][gates][units], used up.
+    pub(super) x_gates: &'a mut [f32],
+    /// [rows][gates of the product][units]
+    pub(super) sums: &'a [f32],
+    /// [rows][units]; empty without a cell state.
+    pub(super) c: &'a mut [f32],
+    /// [rows][units], only read without a cell state.
+    pub(super) h_prev: &'a [f32],
+    /// [rows][units], written.
+    pub(super) h: &'a mut [f32],
+}
+
+/// A struct, not a closure: the compiler does not always inline a closure into the function that has the vectors.
+struct Advance<'a> {
+    cell: &'a Elementwise,
+    step: Step<'a>,
+    second_half: bool,
+}
+
+impl WithSimd for Advance<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        match self.cell {
+            Elementwise::Plain(cell) => cell.advance(self.step),
+            Elementwise::Lstm(cell) => cell.advance(self.step),
+            Elementwise::Gru(cell) if cell.linear_before_reset => cell.advance(self.step),
+            Elementwise::Gru(cell) if self.second_half => cell.finish(self.step),
+            Elementwise::Gru(cell) => cell.reset(self.step),
+            Elementwise::Rnn(cell) => cell.advance(self.step),
+        }
+    }
+}
+
+/// A vector [gates · H] as [⌈H / width⌉][gates][width], padded with zeros.
+fn by_block(vector: &[f32], gates: usize, hidden_size: usize, width: usize) -> Vec<f32> {
+    let mut values = vec![0.0; hidden_size.div_ceil(width) * gates * width];
+    for (row, &v) in vector.iter().enumerate() {
+        let (gate, unit) = (row / hidden_size, row % hidden_size);
+        values[(unit / width * gates + gate) * width + unit % width] = v;
+    }
+    values
 }
 
 /// Whether the options are the default but for those that belong to the projection.
@@ -54,50 +121,51 @@ fn summed_bias(layer: &LayerSpec, weights: &CellWeights) -> Vec<f32> {
 
 /// gate = (x·W_ih + bias) + h·W_hh; c = σ(f)·c + σ(i)·tanh(g); h = σ(o)·tanh(c).
 pub(super) struct PlainLstm {
-    /// `[4H]`
+    /// [blocks][4][16]
     bias: Vec<f32>,
 }
 
 impl PlainLstm {
-    /// `x_gates` and `h_gates` [rows, 4H], `c` and `h` [rows, H]; `h` is written.
-    pub(super) fn advance(&self, arch: Arch, x_gates: &mut [f32], h_gates: &[f32], c: &mut [f32], h: &mut [f32]) {
-        let gates = self.bias.len();
-        let hidden_size = gates / 4;
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                let rows = x_gates.chunks_exact_mut(gates).zip(h_gates.chunks_exact(gates));
-                let states = c.chunks_exact_mut(hidden_size).zip(h.chunks_exact_mut(hidden_size));
-                for ((x_gates, h_gates), (c, h)) in rows.zip(states) {
-                    self.row(x_gates, h_gates, c, h);
-                }
-            },
-        );
-    }
-
     #[inline(always)]
-    fn row(&self, x_gates: &mut [f32], h_gates: &[f32], c: &mut [f32], h: &mut [f32]) {
-        let hidden_size = c.len();
-        activated(&mut x_gates[..2 * hidden_size], &h_gates[..2 * hidden_size], &self.bias[..2 * hidden_size], sigmoid);
-        let (g, o) = (2 * hidden_size..3 * hidden_size, 3 * hidden_size..4 * hidden_size);
-        activated(&mut x_gates[g.clone()], &h_gates[g.clone()], &self.bias[g], tanh);
-        activated(&mut x_gates[o.clone()], &h_gates[o.clone()], &self.bias[o], sigmoid);
-
-        let (i, rest) = x_gates.split_at(hidden_size);
-        let (f, rest) = rest.split_at(hidden_size);
-        let (g, o) = rest.split_at(hidden_size);
-        for ((c, i), (f, g)) in c.iter_mut().zip(i).zip(f.iter().zip(g)) {
-            *c = f * *c + i * g;
-        }
-        for ((h, o), c) in h.iter_mut().zip(o).zip(&*c) {
-            *h = o * tanh(*c);
+    fn advance(&self, step: Step<'_>) {
+        let Step { block, x_gates, sums, c, h, .. } = step;
+        const GATES: usize = 4 * LANES;
+        let bias = self.bias.as_chunks::<GATES>().0[block].as_chunks::<LANES>().0;
+        let rows = x_gates.as_chunks_mut::<GATES>().0.iter_mut().zip(sums.as_chunks::<GATES>().0);
+        let states = c.as_chunks_mut::<LANES>().0.iter_mut().zip(h.as_chunks_mut::<LANES>().0);
+        for ((x_gates, sums), (c, h)) in rows.zip(states) {
+            let (x_gates, sums) = (x_gates.as_chunks::<LANES>().0, sums.as_chunks::<LANES>().0);
+            let i = gate(&x_gates[0], &sums[0], &bias[0], sigmoid);
+            let f = gate(&x_gates[1], &sums[1], &bias[1], sigmoid);
+            let g = gate(&x_gates[2], &sums[2], &bias[2], tanh);
+            let o = gate(&x_gates[3], &sums[3], &bias[3], sigmoid);
+            for j in 0..LANES {
+                c[j] = f[j] * c[j] + i[j] * g[j];
+            }
+            for j in 0..LANES {
+                h[j] = o[j] * tanh(c[j]);
+            }
         }
     }
 }
 
 #[inline(always)]
-fn activated(x_gates: &mut [f32], h_gates: &[f32], bias: &[f32], activation: impl Fn(f32) -> f32) {
-    for ((x, h), b) in x_gates.iter_mut().zip(h_gates).zip(bias) {
+fn gate(
+    x_gate: &[f32; LANES],
+    sums: &[f32; LANES],
+    bias: &[f32; LANES],
+    activation: impl Fn(f32) -> f32,
+) -> [f32; LANES] {
+    let mut values = [0.0; LANES];
+    for j in 0..LANES {
+        values[j] = activation((x_gate[j] + bias[j]) + sums[j]);
+    }
+    values
+}
+
+#[inline(always)]
+fn activated(x_gates: &mut [f32], sums: &[f32], bias: &[f32], activation: impl Fn(f32) -> f32) {
+    for ((x, h), b) in x_gates.iter_mut().zip(sums).zip(bias) {
         *x = activation((*x + b) + h);
     }
 }
@@ -109,96 +177,99 @@ pub(super) struct Lstm {
     h: Clipped,
     coupled: bool,
     cell_clip: Option<f32>,
-    /// `[4H]`; added after the normalisation if there is one.
+    /// Units of a block: 16, or all.
+    width: usize,
+    /// [blocks][4][width]; added after the normalisation if there is one.
     bias: Vec<f32>,
-    /// [3, H]: i f o.
+    /// [blocks][3][width]: i f o.
     peephole: Option<Vec<f32>>,
-    /// [4, H]: i f g o.
+    /// [blocks][4][width]: i f g o.
     norm: Option<Vec<f32>>,
 }
 
 impl Lstm {
-    fn new(cell: &LstmCell, direction: usize, bias: Vec<f32>, weights: &CellWeights) -> Self {
+    fn new(cell: &LstmCell, direction: usize, bias: &[f32], hidden_size: usize, weights: &CellWeights) -> Self {
         let functions = cell.activations[direction];
         let clip = cell.activation_clip;
+        let width = if cell.layer_norm { hidden_size } else { LANES };
+        let vectors =
+            |vector: &Option<Vec<f32>>, gates| vector.as_ref().map(|v| by_block(v, gates, hidden_size, width));
         Self {
             f: Clipped { function: functions.f, clip },
             g: Clipped { function: functions.g, clip },
             h: Clipped { function: functions.h, clip: clip.filter(|_| cell.clip_output_activation) },
             coupled: cell.coupled_input_forget,
             cell_clip: cell.cell_clip,
-            bias,
-            peephole: weights.weight_peephole.clone(),
-            norm: weights.weight_norm.clone(),
+            width,
+            bias: by_block(bias, 4, hidden_size, width),
+            peephole: vectors(&weights.weight_peephole, 3),
+            norm: vectors(&weights.weight_norm, 4),
         }
-    }
-
-    /// `x_gates` and `h_gates` [rows, 4H], `c` and `h` [rows, H]; `h` is written.
-    pub(super) fn advance(&self, arch: Arch, x_gates: &mut [f32], h_gates: &[f32], c: &mut [f32], h: &mut [f32]) {
-        let gates = self.bias.len();
-        let hidden_size = gates / 4;
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                let rows = x_gates.chunks_exact_mut(gates).zip(h_gates.chunks_exact(gates));
-                let states = c.chunks_exact_mut(hidden_size).zip(h.chunks_exact_mut(hidden_size));
-                for ((x_gates, h_gates), (c, h)) in rows.zip(states) {
-                    self.row(x_gates, h_gates, c, h);
-                }
-            },
-        );
     }
 
     #[inline(always)]
-    fn row(&self, gates: &mut [f32], h_gates: &[f32], c: &mut [f32], h: &mut [f32]) {
-        let hidden_size = c.len();
-        match &self.norm {
-            None => activated(gates, h_gates, &self.bias, |x| x),
-            Some(_) => gates.iter_mut().zip(h_gates).for_each(|(x, h)| *x += h),
+    fn advance(&self, step: Step<'_>) {
+        let Step { block, x_gates, sums, c, h, .. } = step;
+        let rows = x_gates.chunks_exact_mut(4 * self.width).zip(sums.chunks_exact(4 * self.width));
+        let states = c.chunks_exact_mut(self.width).zip(h.chunks_exact_mut(self.width));
+        for ((x_gates, sums), (c, h)) in rows.zip(states) {
+            self.row(block, x_gates, sums, c, h);
         }
-        let (i, rest) = gates.split_at_mut(hidden_size);
-        let (f, rest) = rest.split_at_mut(hidden_size);
-        let (g, o) = rest.split_at_mut(hidden_size);
-        self.peep(0, i, c);
-        self.gate(0, i, self.f);
+    }
+
+    #[inline(always)]
+    fn row(&self, block: usize, gates: &mut [f32], sums: &[f32], c: &mut [f32], h: &mut [f32]) {
+        let width = self.width;
+        let bias = &self.bias[block * 4 * width..][..4 * width];
+        let peephole = self.peephole.as_ref().map(|p| &p[block * 3 * width..][..3 * width]);
+        let norm = self.norm.as_ref().map(|n| &n[block * 4 * width..][..4 * width]);
+        match norm {
+            None => activated(gates, sums, bias, |x| x),
+            Some(_) => gates.iter_mut().zip(sums).for_each(|(x, h)| *x += h),
+        }
+        let (i, rest) = gates.split_at_mut(width);
+        let (f, rest) = rest.split_at_mut(width);
+        let (g, o) = rest.split_at_mut(width);
+        peep(peephole, 0, i, c);
+        finish(norm, bias, 0, i, self.f);
         if self.coupled {
             f.iter_mut().zip(&*i).for_each(|(f, i)| *f = 1.0 - i);
         } else {
-            self.peep(1, f, c);
-            self.gate(1, f, self.f);
+            peep(peephole, 1, f, c);
+            finish(norm, bias, 1, f, self.f);
         }
-        self.gate(2, g, self.g);
+        finish(norm, bias, 2, g, self.g);
         for ((c, i), (f, g)) in c.iter_mut().zip(&*i).zip(f.iter().zip(&*g)) {
             *c = f * *c + i * g;
         }
         if let Some(limit) = self.cell_clip {
             c.iter_mut().for_each(|c| *c = clamp(*c, -limit, limit));
         }
-        self.peep(2, o, c);
-        self.gate(3, o, self.f);
+        peep(peephole, 2, o, c);
+        finish(norm, bias, 3, o, self.f);
         h.copy_from_slice(c);
         self.h.apply(h);
         h.iter_mut().zip(&*o).for_each(|(h, o)| *h *= o);
     }
+}
 
-    /// gate + p·c
-    #[inline(always)]
-    fn peep(&self, part: usize, gate: &mut [f32], c: &[f32]) {
-        if let Some(peephole) = &self.peephole {
-            let weights = &peephole[part * c.len()..][..c.len()];
-            gate.iter_mut().zip(weights).zip(c).for_each(|((gate, p), c)| *gate += p * c);
-        }
+/// gate + p·c, for part `part` of the peepholes, if there are any.
+#[inline(always)]
+fn peep(peephole: Option<&[f32]>, part: usize, gate: &mut [f32], c: &[f32]) {
+    if let Some(peephole) = peephole {
+        let weights = &peephole[part * gate.len()..][..gate.len()];
+        gate.iter_mut().zip(weights).zip(c).for_each(|((gate, p), c)| *gate += p * c);
     }
+}
 
-    /// The normalisation, if there is one, and the activation.
-    #[inline(always)]
-    fn gate(&self, part: usize, gate: &mut [f32], f: Clipped) {
-        if let Some(norm) = &self.norm {
-            let at = part * gate.len()..(part + 1) * gate.len();
-            normalise(gate, &norm[at.clone()], &self.bias[at]);
-        }
-        f.apply(gate);
+/// The normalisation, if there is one, and the activation.
+#[inline(always)]
+fn finish(norm: Option<&[f32]>, bias: &[f32], part: usize, gate: &mut [f32], f: Clipped) {
+    if let Some(norm) = norm {
+        let at = part * gate.len()..(part + 1) * gate.len();
+        normalise(gate, &norm[at.clone()], &bias[at]);
     }
+    f.apply(gate);
 }
 
 /// (gate − mean) / √(variance + 1e-8) · scale + bias; the two means are summed in order.
@@ -217,9 +288,10 @@ fn normalise(gate: &mut [f32], scale: &[f32], bias: &[f32]) {
 pub(super) struct Gru {
     f: Clipped,
     g: Clipped,
-    /// `[3H]`: r and z have both biases, n has b_hn only if not linear before reset.
+    linear_before_reset: bool,
+    /// [blocks][3][16]: r and z have both biases, n has b_hn only if not linear before reset.
     bias: Vec<f32>,
-    /// b_hn, `[H]`; zero if not linear before reset.
+    /// b_hn, [blocks][16]; zero if not linear before reset.
     bias_hn: Vec<f32>,
 }
 
@@ -232,105 +304,96 @@ impl Gru {
             bias_hn.copy_from_slice(&hh[2 * hidden_size..]);
         }
         let clipped = |function| Clipped { function, clip: cell.activation_clip };
-        Self { f: clipped(functions.f), g: clipped(functions.g), bias, bias_hn }
+        let bias = by_block(&bias, 3, hidden_size, LANES);
+        let bias_hn = by_block(&bias_hn, 1, hidden_size, LANES);
+        let linear_before_reset = cell.linear_before_reset;
+        Self { f: clipped(functions.f), g: clipped(functions.g), linear_before_reset, bias, bias_hn }
     }
 
-    /// Linear before reset, the whole step: `x_gates` and `h_gates` [rows, 3H], `h` [rows, H].
-    pub(super) fn advance(&self, arch: Arch, x_gates: &mut [f32], h_gates: &[f32], h: &mut [f32]) {
-        let (gates, hidden_size) = (self.bias.len(), self.bias_hn.len());
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                let rows = x_gates.chunks_exact_mut(gates).zip(h_gates.chunks_exact(gates));
-                for ((x_gates, h_gates), h) in rows.zip(h.chunks_exact_mut(hidden_size)) {
-                    self.open(x_gates, h_gates);
-                    let (rz, n) = x_gates.split_at_mut(2 * hidden_size);
-                    let h_n = h_gates[2 * hidden_size..].iter().zip(&self.bias_hn);
-                    let inputs = self.bias[2 * hidden_size..].iter().zip(h_n);
-                    for ((n, r), (b, (h_n, b_hn))) in n.iter_mut().zip(&*rz).zip(inputs) {
-                        *n = (*n + b) + r * (h_n + b_hn);
-                    }
-                    self.g.apply(n);
-                    blend(&rz[hidden_size..], n, h);
-                }
-            },
-        );
+    /// Linear before reset, the whole step: `sums` has three gates.
+    #[inline(always)]
+    fn advance(&self, step: Step<'_>) {
+        let Step { block, x_gates, sums, h_prev, h, .. } = step;
+        let bias_hn = &self.bias_hn[block * LANES..][..LANES];
+        let bias_n = &self.bias[(block * 3 + 2) * LANES..][..LANES];
+        let rows = x_gates.chunks_exact_mut(3 * LANES).zip(sums.chunks_exact(3 * LANES));
+        let states = h_prev.chunks_exact(LANES).zip(h.chunks_exact_mut(LANES));
+        for ((x_gates, sums), (h_prev, h)) in rows.zip(states) {
+            self.open(block, x_gates, sums);
+            let (rz, n) = x_gates.split_at_mut(2 * LANES);
+            let h_n = sums[2 * LANES..].iter().zip(bias_hn);
+            for ((n, r), (b, (h_n, b_hn))) in n.iter_mut().zip(&*rz).zip(bias_n.iter().zip(h_n)) {
+                *n = (*n + b) + r * (h_n + b_hn);
+            }
+            self.g.apply(n);
+            blend(&rz[LANES..], n, h_prev, h);
+        }
     }
 
-    /// Not linear before reset, first half: r and z into `x_gates`, and r·h into `reset` [rows, H]. `h_gates` is
-    /// [rows, 2H].
-    pub(super) fn reset(&self, arch: Arch, x_gates: &mut [f32], h_gates: &[f32], h: &[f32], reset: &mut [f32]) {
-        let (gates, hidden_size) = (self.bias.len(), self.bias_hn.len());
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                let rows = x_gates.chunks_exact_mut(gates).zip(h_gates.chunks_exact(2 * hidden_size));
-                let states = h.chunks_exact(hidden_size).zip(reset.chunks_exact_mut(hidden_size));
-                for ((x_gates, h_gates), (h, reset)) in rows.zip(states) {
-                    self.open(x_gates, h_gates);
-                    for ((reset, r), h) in reset.iter_mut().zip(&*x_gates).zip(h) {
-                        *reset = r * h;
-                    }
-                }
-            },
-        );
+    /// Not linear before reset, first half: r and z into `x_gates`, and r·h into `reset`. `sums` has two gates.
+    #[inline(always)]
+    fn reset(&self, step: Step<'_>) {
+        let Step { block, x_gates, sums, h_prev, h, .. } = step;
+        let rows = x_gates.chunks_exact_mut(3 * LANES).zip(sums.chunks_exact(2 * LANES));
+        let states = h_prev.chunks_exact(LANES).zip(h.chunks_exact_mut(LANES));
+        for ((x_gates, sums), (h_prev, reset)) in rows.zip(states) {
+            self.open(block, x_gates, sums);
+            for ((reset, r), h) in reset.iter_mut().zip(&*x_gates).zip(h_prev) {
+                *reset = r * h;
+            }
+        }
     }
 
-    /// Second half: `n_gates` is (r·h)·W_hn, [rows, H].
-    pub(super) fn finish(&self, arch: Arch, x_gates: &mut [f32], n_gates: &[f32], h: &mut [f32]) {
-        let (gates, hidden_size) = (self.bias.len(), self.bias_hn.len());
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                let rows = x_gates.chunks_exact_mut(gates).zip(n_gates.chunks_exact(hidden_size));
-                for ((x_gates, n_gates), h) in rows.zip(h.chunks_exact_mut(hidden_size)) {
-                    let (rz, n) = x_gates.split_at_mut(2 * hidden_size);
-                    activated(n, n_gates, &self.bias[2 * hidden_size..], |x| x);
-                    self.g.apply(n);
-                    blend(&rz[hidden_size..], n, h);
-                }
-            },
-        );
+    /// Second half: `sums` is (r·h)·W_hn.
+    #[inline(always)]
+    fn finish(&self, step: Step<'_>) {
+        let Step { block, x_gates, sums, h_prev, h, .. } = step;
+        let bias_n = &self.bias[(block * 3 + 2) * LANES..][..LANES];
+        let rows = x_gates.chunks_exact_mut(3 * LANES).zip(sums.chunks_exact(LANES));
+        let states = h_prev.chunks_exact(LANES).zip(h.chunks_exact_mut(LANES));
+        for ((x_gates, sums), (h_prev, h)) in rows.zip(states) {
+            let (rz, n) = x_gates.split_at_mut(2 * LANES);
+            activated(n, sums, bias_n, |x| x);
+            self.g.apply(n);
+            blend(&rz[LANES..], n, h_prev, h);
+        }
     }
 
     /// The gates r and z.
     #[inline(always)]
-    fn open(&self, x_gates: &mut [f32], h_gates: &[f32]) {
-        let rz = &mut x_gates[..2 * self.bias_hn.len()];
-        activated(rz, h_gates, &self.bias, |x| x);
+    fn open(&self, block: usize, x_gates: &mut [f32], sums: &[f32]) {
+        let rz = &mut x_gates[..2 * LANES];
+        activated(rz, sums, &self.bias[block * 3 * LANES..][..2 * LANES], |x| x);
         self.f.apply(rz);
     }
 }
 
-/// h = (1 − z)·n + z·h
+/// h = (1 − z)·n + z·h_prev
 #[inline(always)]
-fn blend(z: &[f32], n: &[f32], h: &mut [f32]) {
-    for ((h, z), n) in h.iter_mut().zip(z).zip(n) {
-        *h = (1.0 - z) * n + z * *h;
+fn blend(z: &[f32], n: &[f32], h_prev: &[f32], h: &mut [f32]) {
+    for ((h, h_prev), (z, n)) in h.iter_mut().zip(h_prev).zip(z.iter().zip(n)) {
+        *h = (1.0 - z) * n + z * h_prev;
     }
 }
 
 /// h = f((x·W_ih + bias) + h·W_hh)
 pub(super) struct Rnn {
+    /// [blocks][16]
     bias: Vec<f32>,
     f: Clipped,
 }
 
 impl Rnn {
-    /// `x_gates` and `h_gates` [rows, H], `h` [rows, H]; `h` is written.
-    pub(super) fn advance(&self, arch: Arch, x_gates: &mut [f32], h_gates: &[f32], h: &mut [f32]) {
-        let hidden_size = self.bias.len();
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                let rows = x_gates.chunks_exact_mut(hidden_size).zip(h_gates.chunks_exact(hidden_size));
-                for ((x_gates, h_gates), h) in rows.zip(h.chunks_exact_mut(hidden_size)) {
-                    activated(x_gates, h_gates, &self.bias, |x| x);
-                    self.f.apply(x_gates);
-                    h.copy_from_slice(x_gates);
-                }
-            },
-        );
+    #[inline(always)]
+    fn advance(&self, step: Step<'_>) {
+        let Step { block, x_gates, sums, h, .. } = step;
+        let bias = &self.bias[block * LANES..][..LANES];
+        let rows = x_gates.chunks_exact_mut(LANES).zip(sums.chunks_exact(LANES));
+        for ((x_gates, sums), h) in rows.zip(h.chunks_exact_mut(LANES)) {
+            activated(x_gates, sums, bias, |x| x);
+            self.f.apply(x_gates);
+            h.copy_from_slice(x_gates);
+        }
     }
 }
 
@@ -340,32 +403,32 @@ mod tests {
 
     #[test]
     fn vectors_and_scalars_agree_bit_for_bit() {
-        let hidden_size = 37;
+        let (hidden_size, rows, block) = (37, 3, 1);
         let values = |seed: u64, n: usize| -> Vec<f32> {
             let mut state = seed;
             (0..n).map(|_| 12.0 * crate::weights::uniform(&mut state) - 6.0).collect()
         };
-        let (x_gates, h_gates, bias) =
-            (values(1, 12 * hidden_size), values(2, 12 * hidden_size), values(3, 4 * hidden_size));
-        let (c_0, mut h) = (values(4, 3 * hidden_size), vec![f32::NAN; 3 * hidden_size]);
+        let (x_gates, sums, bias) =
+            (values(1, rows * 4 * LANES), values(2, rows * 4 * LANES), values(3, 4 * hidden_size));
+        let (c_0, mut h) = (values(4, rows * LANES), vec![f32::NAN; rows * LANES]);
         let (mut used, mut c) = (x_gates.clone(), c_0.clone());
-        let plain = PlainLstm { bias: bias.clone() };
-        plain.advance(Arch::new(), &mut used, &h_gates, &mut c, &mut h);
-        for row in 0..3 {
-            for j in 0..hidden_size {
-                let gate = |g: usize| {
-                    let at = row * 4 * hidden_size + g * hidden_size + j;
-                    (x_gates[at] + bias[g * hidden_size + j]) + h_gates[at]
-                };
-                let at = row * hidden_size + j;
-                let expected = sigmoid(gate(1)) * c_0[at] + sigmoid(gate(0)) * tanh(gate(2));
-                assert_eq!([c[at], h[at]], [expected, sigmoid(gate(3)) * tanh(expected)]);
-            }
+        let plain = Elementwise::Plain(PlainLstm { bias: by_block(&bias, 4, hidden_size, LANES) });
+        let step = Step { block, x_gates: &mut used, sums: &sums, c: &mut c, h_prev: &[], h: &mut h };
+        plain.advance(Arch::new(), step);
+        for (row, lane) in (0..rows).flat_map(|row| (0..LANES).map(move |lane| (row, lane))) {
+            let gate = |g: usize| {
+                let at = (row * 4 + g) * LANES + lane;
+                (x_gates[at] + bias[g * hidden_size + block * LANES + lane]) + sums[at]
+            };
+            let at = row * LANES + lane;
+            let expected = sigmoid(gate(1)) * c_0[at] + sigmoid(gate(0)) * tanh(gate(2));
+            assert_eq!([c[at], h[at]], [expected, sigmoid(gate(3)) * tanh(expected)]);
         }
         // The form with options, none of them set, has the same bits.
-        let general = Lstm::new(&LstmCell::default(), 0, bias, &CellWeights::default());
-        let (mut used, mut general_c, mut general_h) = (x_gates.clone(), c_0.clone(), vec![f32::NAN; 3 * hidden_size]);
-        general.advance(Arch::new(), &mut used, &h_gates, &mut general_c, &mut general_h);
+        let general = Lstm::new(&LstmCell::default(), 0, &bias, hidden_size, &CellWeights::default());
+        let (mut used, mut general_c, mut general_h) = (x_gates.clone(), c_0.clone(), vec![f32::NAN; rows * LANES]);
+        let step = Step { block, x_gates: &mut used, sums: &sums, c: &mut general_c, h_prev: &[], h: &mut general_h };
+        Elementwise::Lstm(Box::new(general)).advance(Arch::new(), step);
         assert_eq!((general_c, general_h), (c, h));
     }
 }

@@ -1,20 +1,26 @@
 //! One direction of one layer, for one group of sequences.
 //!
 //! In:  the rows of the layer's input, `h` and `c` of every sequence.
-//! Out: [`DirectionOutput`].
-//! The input projection of a chunk of timesteps is one matrix product; then each timestep is a product of the
-//! active rows of `h` and the elementwise part. A chunk bounds the memory of gates, whatever the lengths.
+//! Out: [`DirectionOutput`], and the output rows where the caller wants them.
+//! The units are dealt to the team in blocks of 16: whoever computes a block multiplies the active rows of `h` with the
+//! block's weights and goes on with its part of the cell, so a timestep is one parallel loop (two where it has a second
+//! product). The input projection of a chunk of timesteps is part of the chunk's first loop. A chunk bounds the memory
+//! of gates, whatever the lengths, and keeps them in the cache.
 
 use pulp::Arch;
-use rayon::prelude::*;
 
 use super::Group;
-use super::cell::Elementwise;
-use super::matmul::Panels;
+use super::cell::{Elementwise, Step};
+use super::panels::Panels;
+use super::rows::{LANES, Rows, blocks, put};
+use super::team::Team;
 use crate::batch::SequenceBatch;
 use crate::cell::CellSpec;
 use crate::spec::LayerSpec;
 use crate::weights::CellWeights;
+
+/// Rows whose sums are computed before their cells, so that the sums stay next to the core.
+const ROWS_AT_ONCE: usize = 48;
 
 /// The weights of a cell as the products read them.
 pub(super) struct Weights {
@@ -23,270 +29,381 @@ pub(super) struct Weights {
     weight_ih: Panels,
     /// All gates; r and z of a GRU that is not linear before reset.
     weight_hh: Panels,
-    /// W_hn of a GRU that is not linear before reset.
-    weight_hn: Option<Panels>,
-    weight_hr: Option<Panels>,
-    /// `[P]`, if the projection has one.
-    bias_hr: Option<Vec<f32>>,
+    /// What a step's second product reads, if there is one.
+    second: Option<Second>,
     elementwise: Elementwise,
+}
+
+/// The second product of a step.
+enum Second {
+    /// W_hr of a projection, and its bias [⌈P / 16⌉ · 16], if it has one.
+    Projection(Panels, Option<Vec<f32>>),
+    /// W_hn of a GRU that is not linear before reset.
+    Candidate(Panels),
 }
 
 /// What to keep besides the final state.
 #[derive(Clone, Copy)]
 pub(super) struct Collect {
-    pub(super) output: bool,
     pub(super) last: bool,
     pub(super) cells: bool,
 }
 
-/// What a run may use.
-#[derive(Clone, Copy)]
-pub(super) struct Budget {
-    pub(super) threads: usize,
-    /// Bytes of gates that are projected at once; at least one timestep is.
-    pub(super) chunk_bytes: usize,
-}
-
-/// The results of one direction; rows are stored timestep after timestep, only valid ones.
+/// The results of one direction, in blocks (`rows.rs`).
 pub(super) struct DirectionOutput {
-    /// [rows, H or P], if collected.
-    pub(super) output: Vec<f32>,
-    /// [sequences, H or P], if collected.
+    /// Of every sequence, H or P units, if collected.
     pub(super) last: Vec<f32>,
-    /// [rows, H], if collected.
+    /// Of every row, H units, if collected. Rows are stored timestep after timestep, only valid ones.
     pub(super) cells: Vec<f32>,
-    /// [sequences, H or P]
+    /// Of every sequence, H or P units.
     pub(super) h: Vec<f32>,
-    /// [sequences, H]; empty without a cell state.
+    /// Of every sequence, H units; empty without a cell state.
     pub(super) c: Vec<f32>,
 }
 
 /// The input of a layer.
-pub(super) enum Rows<'a> {
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
     /// The first layer's: rows of the batch in its own layout.
     Batch(&'a SequenceBatch<'a>),
-    /// A later layer's: stored timestep after timestep.
-    Packed(Vec<f32>),
+    /// A later layer's: rows in blocks, stored timestep after timestep.
+    Rows(Rows<'a>),
 }
 
 impl Weights {
-    /// Direction `d` of the layer in storage order.
-    pub(super) fn new(layer: &LayerSpec, d: usize, cell: &CellWeights) -> Self {
-        let (gates, hidden_size) = (layer.gate_rows(), layer.hidden_size);
+    /// Direction `d` of the layer in storage order; `parts` are the widths that the layer's input consists of.
+    pub(super) fn new(layer: &LayerSpec, d: usize, cell: &CellWeights, parts: &[usize]) -> Self {
+        let (gates, hidden_size) = (layer.cell.num_gates(), layer.hidden_size);
         let after_reset = matches!(&layer.cell, CellSpec::Gru(cell) if !cell.linear_before_reset);
-        let with_h = if after_reset { 2 * hidden_size } else { gates };
-        let (weight_hh, weight_hn) = cell.weight_hh.split_at(with_h * layer.h_size());
+        let with_h = if after_reset { 2 } else { gates };
+        let (weight_hh, weight_hn) = cell.weight_hh.split_at(with_h * hidden_size * layer.h_size());
+        let second = match &cell.weight_hr {
+            Some(w) => {
+                let bias = cell.bias_hr.clone().map(|mut bias| {
+                    bias.resize(blocks(layer.h_size()) * LANES, 0.0);
+                    bias
+                });
+                Some(Second::Projection(Panels::new(w, 1, layer.h_size(), hidden_size), bias))
+            }
+            None if after_reset => Some(Second::Candidate(Panels::new(weight_hn, 1, hidden_size, hidden_size))),
+            None => None,
+        };
         Self {
             layer: *layer,
             reverse: layer.direction.is_reverse()[d],
-            weight_ih: Panels::new(&cell.weight_ih, gates, layer.input_size),
-            weight_hh: Panels::new(weight_hh, with_h, layer.h_size()),
-            weight_hn: after_reset.then(|| Panels::new(weight_hn, hidden_size, hidden_size)),
-            weight_hr: cell.weight_hr.as_ref().map(|w| Panels::new(w, layer.h_size(), hidden_size)),
-            bias_hr: cell.bias_hr.clone(),
+            weight_ih: Panels::of_parts(&cell.weight_ih, gates, hidden_size, parts),
+            weight_hh: Panels::new(weight_hh, with_h, hidden_size, layer.h_size()),
+            second,
             elementwise: Elementwise::new(layer, d, cell),
         }
     }
 
-    /// Whether a step has a second product, of `hidden`.
-    fn has_inner(&self) -> bool {
-        self.weight_hr.is_some() || self.weight_hn.is_some()
+    /// Multiply-adds of a step for one sequence, without the input projection.
+    pub(super) fn step_multiply_adds(&self) -> usize {
+        let second = match &self.second {
+            Some(Second::Projection(weights, _) | Second::Candidate(weights)) => weights.multiply_adds(),
+            None => 0,
+        };
+        self.weight_hh.multiply_adds() + second
     }
 
-    /// Runs all timesteps from the states `h` and `c`.
+    /// Multiply-adds of the input projection of one row.
+    pub(super) fn projection_multiply_adds(&self) -> usize {
+        self.weight_ih.multiply_adds()
+    }
+
+    /// Runs all timesteps from the states `h` and `c`, both in blocks. `y` takes the output rows in blocks, if it is not
+    /// empty; it starts as zeros.
     pub(super) fn run(
         &self,
+        team: &Team,
         group: &Group,
-        input: &Rows<'_>,
-        h: Vec<f32>,
-        c: Vec<f32>,
+        input: Input<'_>,
+        (h, c): (Vec<f32>, Vec<f32>),
+        y: &mut [f32],
         collect: Collect,
-        budget: Budget,
+        chunk_bytes: usize,
     ) -> DirectionOutput {
-        let gates = self.layer.gate_rows();
-        let num_rows = group.starts[group.seq_len()];
+        let layer = &self.layer;
         let sequences = group.sequences.len();
-        let room = |wanted: bool, rows: usize, width: usize| vec![0.0; if wanted { rows * width } else { 0 }];
-        let mut result = DirectionOutput {
-            output: room(collect.output, num_rows, self.layer.h_size()),
-            last: room(collect.last, sequences, self.layer.h_size()),
-            cells: room(collect.cells, num_rows, self.layer.c_size()),
-            h,
-            c,
+        let num_rows = group.starts[group.seq_len()];
+        let room =
+            |wanted: bool, rows: usize, units: usize| vec![0.0; if wanted { blocks(units) * rows * LANES } else { 0 }];
+        let mut last = room(collect.last, sequences, layer.h_size());
+        let mut cells = room(collect.cells, num_rows, layer.c_size());
+        let mut c = c;
+        if num_rows == 0 {
+            return DirectionOutput { last, cells, h, c };
+        }
+        let row_len = self.weight_ih.row_len();
+        let chunks =
+            chunks(group, chunk_bytes / (blocks(layer.hidden_size) * row_len * size_of::<f32>()), self.reverse);
+        let chunk_rows = |chunk: &std::ops::Range<usize>| group.starts[chunk.end] - group.starts[chunk.start];
+        let most_rows = chunks.iter().map(chunk_rows).max().unwrap_or(0);
+        let at_once = if self.elementwise.needs_all_units() { sequences } else { ROWS_AT_ONCE.min(sequences) };
+        let mut y = y.chunks_mut((num_rows * LANES).max(1));
+        let mut y = || y.next().unwrap_or_default();
+        let mut cell_rows = cells.chunks_mut(num_rows * LANES);
+        let mut states = c.chunks_mut(sequences * LANES);
+        let outputs: Vec<Output<'_>> = match &self.second {
+            Some(Second::Projection(weights, _)) => (0..blocks(layer.h_size()))
+                .map(|_| Output { sums: vec![0.0; ROWS_AT_ONCE.min(sequences) * weights.row_len()], y: y() })
+                .collect(),
+            _ => Vec::new(),
         };
-        let mut step = Step {
-            weights: self,
-            arch: Arch::new(),
-            threads: budget.threads,
-            h_gates: vec![0.0; sequences * gates],
-            hidden: room(self.has_inner(), sequences, self.layer.hidden_size),
-        };
-        let mut x_gates = Vec::new();
+        let parts: Vec<Part<'_>> = (0..blocks(layer.hidden_size))
+            .map(|_| Part {
+                x_gates: vec![0.0; most_rows * row_len],
+                sums: vec![0.0; at_once * self.weight_hh.row_len()],
+                c: states.next().unwrap_or_default(),
+                y: y(),
+                cells: cell_rows.next().unwrap_or_default(),
+            })
+            .collect();
+        let hidden = if self.second.is_some() { vec![0.0; parts.len() * sequences * LANES] } else { Vec::new() };
+        let mut steps =
+            Steps { weights: self, arch: Arch::new(), team, sequences, h_next: h.clone(), h, hidden, parts, outputs };
         let mut gathered = Vec::new();
-        for chunk in chunks(group, budget.chunk_bytes / (gates * size_of::<f32>()), self.reverse) {
+        for chunk in chunks {
             let first_row = group.starts[chunk.start];
-            let rows = group.starts[chunk.end] - first_row;
-            let x = input.chunk(group, chunk.clone(), self.layer.input_size, &mut gathered);
-            if x_gates.len() < rows * gates {
-                x_gates = vec![0.0; rows * gates];
-            }
-            self.weight_ih.multiply(step.arch, x, &mut x_gates[..rows * gates], budget.threads);
+            let mut x =
+                Some((input.chunk(team, group, chunk.clone(), layer.input_size, &mut gathered), chunk_rows(&chunk)));
             for s in 0..chunk.len() {
                 let t = if self.reverse { chunk.end - 1 - s } else { chunk.start + s };
-                let active = group.active(t);
-                let row = group.starts[t];
-                let x_gates = &mut x_gates[(row - first_row) * gates..][..active * gates];
-                step.run(x_gates, &mut result.h, &mut result.c);
-                result.keep(collect, row, active, group.active(t + 1), self.layer.h_size(), self.layer.c_size());
+                let (active, row) = (group.active(t), group.starts[t]);
+                steps.run(x.take(), Place { active, row, row_in_chunk: row - first_row });
+                let ending = group.active(t + 1)..active;
+                if !ending.is_empty() {
+                    steps.end(ending, &mut last);
+                }
             }
         }
-        result
+        let Steps { h, parts, outputs, .. } = steps;
+        drop((parts, outputs));
+        DirectionOutput { last, cells, h, c }
     }
 }
 
-impl DirectionOutput {
-    /// Copies the state after a timestep, whose rows start at `row`, to where it was asked for.
-    fn keep(&mut self, collect: Collect, row: usize, active: usize, active_next: usize, h_size: usize, c_size: usize) {
-        if collect.output {
-            self.output[row * h_size..][..active * h_size].copy_from_slice(&self.h[..active * h_size]);
-        }
-        if collect.cells {
-            self.cells[row * c_size..][..active * c_size].copy_from_slice(&self.c[..active * c_size]);
-        }
-        if collect.last {
-            // Active now but not at the next timestep: this is their last valid one.
-            let ending = active_next * h_size..active * h_size;
-            self.last[ending.clone()].copy_from_slice(&self.h[ending]);
-        }
-    }
+/// Where the rows of a timestep are.
+#[derive(Clone, Copy)]
+struct Place {
+    active: usize,
+    /// Among all rows, and among those of the chunk.
+    row: usize,
+    row_in_chunk: usize,
 }
 
-/// One timestep, with its scratch.
-struct Step<'a> {
+/// 16 units, and all that only they write.
+struct Part<'a> {
+    /// [rows of a chunk][gates][16]
+    x_gates: Vec<f32>,
+    /// [rows at once][gates][16]
+    sums: Vec<f32>,
+    /// [sequences][16]
+    c: &'a mut [f32],
+    /// [rows][16], if they are output and wanted.
+    y: &'a mut [f32],
+    /// [rows][16], if wanted.
+    cells: &'a mut [f32],
+}
+
+/// 16 units of a projection.
+struct Output<'a> {
+    /// [rows at once][16]
+    sums: Vec<f32>,
+    /// [rows][16], if wanted.
+    y: &'a mut [f32],
+}
+
+/// The timesteps of a run, with all that changes from one to the next.
+struct Steps<'a> {
     weights: &'a Weights,
     arch: Arch,
-    threads: usize,
-    h_gates: Vec<f32>,
-    /// o·h(c) before the projection, or r·h before the product with W_hn; empty without either.
+    team: &'a Team,
+    sequences: usize,
+    /// In blocks; the rows that are not active are the same in both.
+    h: Vec<f32>,
+    h_next: Vec<f32>,
+    /// Between the two products of a step, in blocks: o·h(c) before the projection, or r·h.
     hidden: Vec<f32>,
+    parts: Vec<Part<'a>>,
+    outputs: Vec<Output<'a>>,
 }
 
-impl Step<'_> {
-    /// Advances the first rows of `h` and `c`, as many as `x_gates` has; the others are not active.
-    fn run(&mut self, x_gates: &mut [f32], h: &mut [f32], c: &mut [f32]) {
-        let weights = self.weights;
-        let layer = &weights.layer;
-        let active = x_gates.len() / layer.gate_rows();
-        let h = &mut h[..active * layer.h_size()];
-        let c = &mut c[..active * layer.c_size()];
-        let mut hidden = std::mem::take(&mut self.hidden);
-        let inner = &mut hidden[..if self.weights.has_inner() { active * layer.hidden_size } else { 0 }];
-        let h_gates = &mut self.h_gates[..active * weights.weight_hh.columns()];
-        weights.weight_hh.multiply(self.arch, h, h_gates, self.threads);
-        let split = Split::new(self.threads, active, active * layer.hidden_size);
-        let arch = self.arch;
-        match &weights.elementwise {
-            Elementwise::Plain(cell) => {
-                let out = if weights.weight_hr.is_some() { &mut *inner } else { &mut *h };
-                split.run4(x_gates, h_gates, c, out, |x, h_gates, c, h| cell.advance(arch, x, h_gates, c, h));
+impl Steps<'_> {
+    /// One timestep. The first of a chunk projects the chunk's rows `x`, so many.
+    fn run(&mut self, x: Option<(Rows<'_>, usize)>, place: Place) {
+        let Self { weights, arch, team, sequences, h, h_next, hidden, parts, outputs } = self;
+        let (arch, sequences) = (*arch, *sequences);
+        let Place { active, row, row_in_chunk } = place;
+        let row_len = weights.weight_ih.row_len();
+        let h_prev = Rows::new(h, sequences);
+        let (h_size, hidden_size) = (weights.layer.h_size(), weights.layer.hidden_size);
+        let has_c = weights.layer.c_size() > 0;
+        let needs_all = weights.elementwise.needs_all_units();
+        let projected = matches!(weights.second, Some(Second::Projection(..)));
+
+        let first = |u: usize, part: &mut Part<'_>, out: &mut [f32]| {
+            if let Some((x, count)) = x {
+                weights.weight_ih.multiply(arch, u, x, count, &mut part.x_gates);
             }
-            Elementwise::Lstm(cell) => {
-                let out = if weights.weight_hr.is_some() { &mut *inner } else { &mut *h };
-                split.run4(x_gates, h_gates, c, out, |x, h_gates, c, h| cell.advance(arch, x, h_gates, c, h));
+            if needs_all {
+                return weights.weight_hh.multiply(arch, u, h_prev, active, &mut part.sums);
             }
-            Elementwise::Gru(cell) => match &weights.weight_hn {
-                None => split.run3(x_gates, h_gates, h, |x, h_gates, h| cell.advance(arch, x, h_gates, h)),
-                Some(weight_hn) => {
-                    split.run4(x_gates, h_gates, h, inner, |x, h_gates, h, r| cell.reset(arch, x, h_gates, h, r));
-                    let n_gates = &mut self.h_gates[..active * layer.hidden_size];
-                    weight_hn.multiply(arch, inner, n_gates, self.threads);
-                    split.run3(x_gates, n_gates, h, |x, n_gates, h| cell.finish(arch, x, n_gates, h));
-                }
-            },
-            Elementwise::Rnn(cell) => {
-                split.run3(x_gates, h_gates, h, |x, h_gates, h| cell.advance(arch, x, h_gates, h));
+            for first in (0..active).step_by(ROWS_AT_ONCE) {
+                let count = ROWS_AT_ONCE.min(active - first);
+                let sums = &mut part.sums[..count * weights.weight_hh.row_len()];
+                weights.weight_hh.multiply(arch, u, h_prev.from(first), count, sums);
+                let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
+                let places = first * LANES..(first + count) * LANES;
+                let c = if has_c { &mut part.c[places.clone()] } else { &mut [] };
+                let before = if has_c { &[][..] } else { &h_prev.values[u * h_prev.stride..][places.clone()] };
+                let step = Step { block: u, x_gates, sums, c, h_prev: before, h: &mut out[places] };
+                weights.elementwise.advance(arch, step);
+            }
+            keep(part.cells, row, &part.c[..if has_c { active * LANES } else { 0 }], u, hidden_size);
+            if weights.second.is_none() {
+                keep(part.y, row, &out[..active * LANES], u, hidden_size);
+            }
+        };
+        match &weights.second {
+            _ if needs_all => {
+                // With a projection the cell's h goes between the products.
+                let out = if projected { &mut *hidden } else { &mut *h_next };
+                team.each_with(parts, out, sequences * LANES, first);
+                all_units(weights, arch, parts, out, sequences, place);
+            }
+            None => team.each_with(parts, h_next, sequences * LANES, first),
+            Some(_) => team.each_with(parts, hidden, sequences * LANES, first),
+        }
+        match &weights.second {
+            None => {}
+            Some(Second::Projection(panels, bias)) => {
+                let m = Rows::new(hidden, sequences);
+                team.each_with(outputs, h_next, sequences * LANES, |u, output, out| {
+                    for first in (0..active).step_by(ROWS_AT_ONCE) {
+                        let count = ROWS_AT_ONCE.min(active - first);
+                        let out = &mut out[first * LANES..][..count * LANES];
+                        panels.multiply(arch, u, m.from(first), count, &mut output.sums);
+                        out.copy_from_slice(&output.sums[..count * LANES]);
+                        if let Some(bias) = bias {
+                            let bias = &bias[u * LANES..][..LANES];
+                            out.chunks_exact_mut(LANES).for_each(|h| h.iter_mut().zip(bias).for_each(|(h, b)| *h += b));
+                        }
+                    }
+                    keep(output.y, row, &out[..active * LANES], u, h_size);
+                });
+            }
+            Some(Second::Candidate(panels)) => {
+                let m = Rows::new(hidden, sequences);
+                team.each_with(parts, h_next, sequences * LANES, |u, part, out| {
+                    for first in (0..active).step_by(ROWS_AT_ONCE) {
+                        let count = ROWS_AT_ONCE.min(active - first);
+                        let sums = &mut part.sums[..count * LANES];
+                        panels.multiply(arch, u, m.from(first), count, sums);
+                        let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
+                        let places = first * LANES..(first + count) * LANES;
+                        let before = &h_prev.values[u * h_prev.stride..][places.clone()];
+                        let step = Step { block: u, x_gates, sums, c: &mut [], h_prev: before, h: &mut out[places] };
+                        weights.elementwise.finish(arch, step);
+                    }
+                    keep(part.y, row, &out[..active * LANES], u, h_size);
+                });
             }
         }
-        if let Some(weight_hr) = &weights.weight_hr {
-            weight_hr.multiply(arch, inner, h, self.threads);
-            if let Some(bias) = &weights.bias_hr {
-                for row in h.chunks_exact_mut(bias.len()) {
-                    row.iter_mut().zip(bias).for_each(|(h, b)| *h += b);
-                }
-            }
+        std::mem::swap(&mut self.h, &mut self.h_next);
+    }
+
+    /// The sequences `ending` have their last timestep behind them, or, backwards, their first.
+    fn end(&mut self, ending: std::ops::Range<usize>, last: &mut [f32]) {
+        let places = ending.start * LANES..ending.end * LANES;
+        let block_len = self.sequences * LANES;
+        let now = self.h.chunks_exact(block_len);
+        for (now, next) in now.clone().zip(self.h_next.chunks_exact_mut(block_len)) {
+            next[places.clone()].copy_from_slice(&now[places.clone()]);
         }
-        self.hidden = hidden;
+        for (now, last) in now.zip(last.chunks_exact_mut(block_len)) {
+            last[places.clone()].copy_from_slice(&now[places.clone()]);
+        }
     }
 }
 
-/// How the rows of the elementwise part are dealt to threads.
-#[derive(Clone, Copy)]
-struct Split {
-    rows: usize,
-    /// All of them where there is too little work for a second thread.
-    rows_each: usize,
-}
-
-impl Split {
-    fn new(threads: usize, rows: usize, elements: usize) -> Self {
-        const WORTH_A_THREAD: usize = 8192;
-        let threads = threads.min(rows).min(elements / WORTH_A_THREAD).max(1);
-        Self { rows, rows_each: rows.div_ceil(threads) }
+/// Copies the valid units of block `u` to the rows from `row` on, if these are wanted.
+fn keep(kept: &mut [f32], row: usize, values: &[f32], u: usize, units: usize) {
+    if kept.is_empty() || values.is_empty() {
+        return;
     }
-
-    /// The elements of a part of an array with these rows.
-    fn part(self, array: &[f32]) -> usize {
-        array.len() / self.rows * self.rows_each
+    let kept = &mut kept[row * LANES..][..values.len()];
+    let valid = (units - u * LANES).min(LANES);
+    if valid == LANES {
+        return kept.copy_from_slice(values);
     }
-
-    fn run3(self, a: &mut [f32], b: &[f32], c: &mut [f32], f: impl Fn(&mut [f32], &[f32], &mut [f32]) + Sync) {
-        if self.rows_each == self.rows {
-            return f(a, b, c);
-        }
-        let [a_part, b_part, c_part] = [self.part(a), self.part(b), self.part(c)];
-        let parts = a.par_chunks_mut(a_part).zip(b.par_chunks(b_part)).zip(c.par_chunks_mut(c_part));
-        parts.for_each(|((a, b), c)| f(a, b, c));
-    }
-
-    fn run4(
-        self,
-        a: &mut [f32],
-        b: &[f32],
-        c: &mut [f32],
-        d: &mut [f32],
-        f: impl Fn(&mut [f32], &[f32], &mut [f32], &mut [f32]) + Sync,
-    ) {
-        if self.rows_each == self.rows {
-            return f(a, b, c, d);
-        }
-        let [a_part, b_part, c_part, d_part] = [self.part(a), self.part(b), self.part(c), self.part(d)];
-        let parts = a.par_chunks_mut(a_part).zip(b.par_chunks(b_part));
-        let states = c.par_chunks_mut(c_part).zip(d.par_chunks_mut(d_part));
-        parts.zip(states).for_each(|((a, b), (c, d))| f(a, b, c, d));
+    // The other places stay zero: a product with several parts reads them.
+    for (kept, values) in kept.chunks_exact_mut(LANES).zip(values.chunks_exact(LANES)) {
+        kept[..valid].copy_from_slice(&values[..valid]);
     }
 }
 
-impl Rows<'_> {
+/// The elementwise half of a step that needs all units of a row at once, row after row.
+fn all_units(weights: &Weights, arch: Arch, parts: &mut [Part<'_>], out: &mut [f32], sequences: usize, place: Place) {
+    let units = weights.layer.hidden_size;
+    let row_len = weights.weight_ih.row_len();
+    let mut x_gates = vec![0.0; units * row_len / LANES];
+    let mut sums = x_gates.clone();
+    let (mut c, mut h) = (vec![0.0; units], vec![0.0; units]);
+    for s in 0..place.active {
+        for (u, part) in parts.iter().enumerate() {
+            let valid = (units - u * LANES).min(LANES);
+            for gate in 0..row_len / LANES {
+                let to = gate * units + u * LANES..gate * units + u * LANES + valid;
+                let from = &part.x_gates[(place.row_in_chunk + s) * row_len + gate * LANES..];
+                x_gates[to.clone()].copy_from_slice(&from[..valid]);
+                sums[to].copy_from_slice(&part.sums[s * row_len + gate * LANES..][..valid]);
+            }
+            c[u * LANES..][..valid].copy_from_slice(&part.c[s * LANES..][..valid]);
+        }
+        let step = Step { block: 0, x_gates: &mut x_gates, sums: &sums, c: &mut c, h_prev: &[], h: &mut h };
+        weights.elementwise.advance(arch, step);
+        for (u, (part, out)) in parts.iter_mut().zip(out.chunks_exact_mut(sequences * LANES)).enumerate() {
+            put(&mut part.c[s * LANES..][..LANES], &c, u);
+            put(&mut out[s * LANES..][..LANES], &h, u);
+            keep(part.cells, place.row + s, &part.c[s * LANES..][..LANES], u, units);
+            keep(part.y, place.row + s, &out[s * LANES..][..LANES], u, units);
+        }
+    }
+}
+
+impl<'a> Input<'a> {
     /// The rows of a chunk of timesteps, gathered if they lie apart.
-    fn chunk<'a>(
-        &'a self,
+    fn chunk<'b>(
+        self,
+        team: &Team,
         group: &Group,
         chunk: std::ops::Range<usize>,
         width: usize,
-        gathered: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        match self {
-            Rows::Packed(rows) => &rows[group.starts[chunk.start] * width..group.starts[chunk.end] * width],
-            Rows::Batch(batch) => {
-                gathered.clear();
-                for t in chunk {
-                    for &b in &group.sequences[..group.active(t)] {
-                        gathered.extend_from_slice(batch.input_row(t, b));
-                    }
-                }
-                gathered
-            }
+        gathered: &'b mut Vec<f32>,
+    ) -> Rows<'b>
+    where
+        'a: 'b,
+    {
+        let batch = match self {
+            Input::Rows(rows) => return rows.from(group.starts[chunk.start]),
+            Input::Batch(batch) => batch,
+        };
+        let count = group.starts[chunk.end] - group.starts[chunk.start];
+        let len = blocks(width) * count * LANES;
+        if gathered.len() < len {
+            gathered.resize(len, 0.0);
         }
+        team.each_with(&mut vec![(); blocks(width)], &mut gathered[..len], count * LANES, |block, (), rows| {
+            let mut rows = rows.chunks_exact_mut(LANES);
+            for t in chunk.clone() {
+                for (&b, to) in group.sequences[..group.active(t)].iter().zip(&mut rows) {
+                    put(to, batch.input_row(t, b), block);
+                }
+            }
+        });
+        Rows::new(&gathered[..len], count)
     }
 }
 

@@ -1,26 +1,31 @@
 //! The CPU backend: for machines without a GPU, and the opponent in benchmarks.
 //!
-//! In:  [`LstmWeights`], transposed once into [`CpuLstm`]; a validated [`SequenceBatch`].
+//! In:  [`LstmWeights`], cut once into panels by [`CpuLstm`]; a validated [`SequenceBatch`].
 //! Out: [`BatchOutput`].
-//! Sequences are sorted by length, longest first, and dealt to groups that run on their own, all layers and
-//! timesteps, without waiting for one another. Inside a group the sequences that are active at a timestep are the
-//! first ones, in both directions; only valid rows are stored or computed.
-//! Not here: one direction of one layer (`direction.rs`), products (`matmul.rs`), activations (`activation.rs`).
+//! Sequences are sorted by length, longest first. The sequences that are active at a timestep are the first ones, in both
+//! directions; only valid rows are stored or computed. Many sequences are dealt to groups that run on their own, all
+//! layers and timesteps, without waiting for one another; the threads of a group share every timestep.
+//! Not here: one direction of one layer (`direction.rs`), the threads (`team.rs`), products (`panels.rs`), the cells
+//! (`cell.rs`, `activation.rs`). Design and figures: docs/cpu.md.
 
 mod activation;
 mod cell;
 mod direction;
-mod matmul;
+mod panels;
+mod rows;
+mod team;
 
 use std::cmp::Reverse;
 
 use rayon::prelude::*;
 
-use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
+use crate::batch::{BatchOutput, Layout, SequenceBatch, SequenceOutput};
 use crate::error::Result;
-use crate::spec::{Direction, LstmSpec, Merge};
+use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
 use crate::weights::LstmWeights;
-use direction::{Budget, Collect, DirectionOutput, Rows, Weights};
+use direction::{Collect, DirectionOutput, Input, Weights};
+use rows::{LANES, Rows, blocks, from_blocks, to_blocks};
+use team::Team;
 
 /// The number of threads that a run may use.
 pub(crate) fn num_threads() -> usize {
@@ -39,134 +44,253 @@ impl CpuLstm {
     /// Packs the weights.
     pub(crate) fn new(weights: &LstmWeights) -> Self {
         /// Small enough that the gates are still in the cache when their timestep comes.
-        const CHUNK_BYTES: usize = 4 << 20;
+        const CHUNK_BYTES: usize = 1 << 20;
         Self::with_chunk_bytes(weights, CHUNK_BYTES)
     }
 
     fn with_chunk_bytes(weights: &LstmWeights, chunk_bytes: usize) -> Self {
-        let layers = weights.spec().layers().iter();
-        let directions = layers.flat_map(|layer| (0..layer.num_directions()).map(move |d| (layer, d)));
-        let cells = directions.zip(weights.cells()).map(|((layer, d), cell)| Weights::new(layer, d, cell)).collect();
-        Self { spec: weights.spec().clone(), cells, chunk_bytes }
+        let spec = weights.spec();
+        let mut cells = Vec::new();
+        let mut packed = weights.cells().iter();
+        let mut parts = vec![spec.input_size()];
+        for layer in spec.layers() {
+            for d in 0..layer.num_directions() {
+                let cell = packed.next().expect("one cell per layer and direction");
+                cells.push(Weights::new(layer, d, cell, &parts));
+            }
+            parts = vec![layer.h_size(); layer.merge.num_outputs(layer.num_directions())];
+        }
+        Self { spec: spec.clone(), cells, chunk_bytes }
     }
 
     /// Runs a batch that [`SequenceBatch::validate`] has accepted for this model's spec.
     pub(crate) fn run(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
-        let groups = self.groups(batch);
-        let budget = Budget { threads: (num_threads() / groups.len()).max(1), chunk_bytes: self.chunk_bytes };
-        let results: Vec<Vec<DirectionOutput>> =
-            groups.par_iter().map(|group| self.run_group(batch, group, budget)).collect();
+        let (groups, threads) = self.groups(batch);
+        let run = |group: &Group| {
+            // A team for all layers, unless two directions have one each.
+            let outer = if self.has_two_directions() { 1 } else { threads };
+            Team::of(outer, |team| self.run_group(batch, group, team, threads))
+        };
+        let results: Vec<GroupOutput> = match groups.as_slice() {
+            [only] => vec![run(only)],
+            groups => groups.par_iter().map(run).collect(),
+        };
         Ok(self.assemble(batch, &groups, &results))
     }
 
-    /// Deals the sequences, longest first, to as many groups as can work on their own with rows enough each for
-    /// a good matrix product.
-    fn groups(&self, batch: &SequenceBatch<'_>) -> Vec<Group> {
-        const ROWS_PER_GROUP: usize = 16;
-        const WORTH_A_GROUP: usize = 1_000_000;
+    fn has_two_directions(&self) -> bool {
+        self.spec.layers().iter().any(|layer| layer.direction == Direction::Bidirectional)
+    }
+
+    /// Deals the sequences, longest first, to as many groups as can work on their own with rows enough each for a good
+    /// matrix product; and says how many threads each has.
+    fn groups(&self, batch: &SequenceBatch<'_>) -> (Vec<Group>, usize) {
+        /// Fewer rows would read the weights too often.
+        const ROWS_PER_GROUP: usize = 48;
+        /// Multiply-adds that a thread should have for a timestep, and for all of a run.
+        const WORTH_A_STEP: usize = 30_000;
+        const WORTH_A_RUN: usize = 500_000;
         let lengths = batch.sequence_lengths();
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|&b| Reverse(lengths[b]));
-        let multiply_adds = batch.num_valid_rows().saturating_mul(self.spec.num_parameters());
-        let count = (lengths.len() / ROWS_PER_GROUP).min(multiply_adds / WORTH_A_GROUP).clamp(1, num_threads());
+        let rows = batch.num_valid_rows();
+        let longest = order.first().map_or(0, |&b| lengths[b]).max(1);
+        let projection: usize = self.cells.iter().map(Weights::projection_multiply_adds).sum();
+        let steps: usize = self.cells.iter().map(Weights::step_multiply_adds).sum();
+        let all = rows.saturating_mul(projection + steps);
+        // A step of one cell, and what is projected for it.
+        let of_step = all / longest / self.cells.len();
+        let threads = num_threads().min(all / WORTH_A_RUN).max(1);
+        let in_a_team = threads.min(of_step / WORTH_A_STEP).max(1);
+        let count = (lengths.len() / ROWS_PER_GROUP).min(threads / in_a_team).max(1);
         let deal = |g| Group::new(order.iter().copied().skip(g).step_by(count).collect(), lengths);
-        (0..count).map(deal).collect()
+        ((0..count).map(deal).collect(), if self.has_two_directions() { threads / count } else { in_a_team })
     }
 
-    /// All layers of one group; the result has one entry per cell of the spec.
-    fn run_group(&self, batch: &SequenceBatch<'_>, group: &Group, budget: Budget) -> Vec<DirectionOutput> {
+    /// All layers of one group.
+    fn run_group(&self, batch: &SequenceBatch<'_>, group: &Group, team: &Team, threads: usize) -> GroupOutput {
         let requested = batch.requested();
         let mut h_0 = Blocks { states: batch.initial_h(), batch_size: batch.batch_size() };
         let mut c_0 = Blocks { states: batch.initial_c(), batch_size: batch.batch_size() };
         let mut cells = self.cells.iter();
         let mut results = Vec::new();
-        let mut rows = Rows::Batch(batch);
+        let mut input = Vec::new();
         for (l, layer) in self.spec.layers().iter().enumerate() {
             let is_last = l + 1 == self.spec.num_layers();
             let collect = Collect {
-                output: !is_last || requested.sequence == SequenceOutput::All,
                 last: is_last && requested.sequence == SequenceOutput::Last,
                 cells: is_last && requested.cells,
             };
+            let y_len = if !is_last || requested.sequence == SequenceOutput::All {
+                blocks(layer.h_size()) * group.num_rows() * LANES
+            } else {
+                0
+            };
+            let mut y = vec![0.0; layer.num_directions() * y_len];
+            let rows = match l {
+                0 => Input::Batch(batch),
+                _ => Input::Rows(Rows::new(&input, group.num_rows())),
+            };
             let mut next = || {
                 let weights = cells.next().expect("one cell per layer and direction");
-                (weights, h_0.next(group, layer.h_size()), c_0.next(group, layer.c_size()))
+                (weights, (h_0.next(group, layer.h_size()), c_0.next(group, layer.c_size())))
             };
-            let run = |(weights, h, c): (&Weights, _, _), threads| {
-                weights.run(group, &rows, h, c, collect, Budget { threads, ..budget })
+            let run = |team: &Team, (weights, states): (&Weights, _), y: &mut [f32]| {
+                weights.run(team, group, rows, states, y, collect, self.chunk_bytes)
             };
-            let mut outputs = match (layer.direction, budget.threads) {
-                (Direction::Forward | Direction::Reverse, threads) => vec![run(next(), threads)],
-                (Direction::Bidirectional, 1) => vec![run(next(), 1), run(next(), 1)],
-                (Direction::Bidirectional, threads) => {
-                    let (forward, reverse) = (next(), next());
-                    let (forward, reverse) = rayon::join(|| run(forward, threads / 2), || run(reverse, threads / 2));
-                    vec![forward, reverse]
+            match layer.direction {
+                Direction::Bidirectional => {
+                    let (first, second) = (next(), next());
+                    let (y_0, y_1) = y.split_at_mut(y_len);
+                    let of = |threads, cell, y| Team::of(threads, |team| run(team, cell, y));
+                    let (forward, reverse) = match threads {
+                        1 => (of(1, first, y_0), of(1, second, y_1)),
+                        _ => rayon::join(|| of(threads / 2, first, y_0), || of(threads / 2, second, y_1)),
+                    };
+                    results.extend([forward, reverse]);
                 }
-            };
-            if !is_last {
-                rows = Rows::Packed(merged(layer.merge, layer.h_size(), &mut outputs));
+                _ if self.has_two_directions() => results.push(Team::of(threads, |team| run(team, next(), &mut y))),
+                _ => results.push(run(team, next(), &mut y)),
             }
-            results.extend(outputs);
+            input = y;
+            if layer.direction == Direction::Bidirectional && layer.merge == Merge::Sum && !is_last {
+                sum(&mut input);
+            }
         }
-        results
+        GroupOutput { y: input, cells: results }
     }
 
     /// Puts the results of all groups where [`BatchOutput`] says.
-    fn assemble(&self, batch: &SequenceBatch<'_>, groups: &[Group], results: &[Vec<DirectionOutput>]) -> BatchOutput {
+    fn assemble(&self, batch: &SequenceBatch<'_>, groups: &[Group], results: &[GroupOutput]) -> BatchOutput {
         let requested = batch.requested();
         let layer = self.spec.last_layer();
-        let directions = layer.num_directions();
-        let last_cells = self.cells.len() - directions..self.cells.len();
-        let padded = |merge: Merge, width: usize, of: fn(&DirectionOutput) -> &[f32]| {
-            let mut array = vec![0.0; batch.seq_len() * batch.batch_size() * merge.num_outputs(directions) * width];
-            for (group, results) in groups.iter().zip(results) {
-                for (d, result) in results[last_cells.clone()].iter().enumerate() {
-                    for (t, s, row) in group.rows(of(result), width) {
-                        let to = batch.layout().row(t, group.sequences[s], batch.seq_len(), batch.batch_size());
-                        put(merge, &mut array, to, directions, d, row);
-                    }
-                }
-            }
-            array
-        };
+        let first_of_last = self.cells.len() - layer.num_directions();
         let last = || {
-            let width = layer.h_size();
             let mut array = vec![0.0; batch.batch_size() * layer.output_size()];
+            let directions = layer.num_directions();
             for (group, results) in groups.iter().zip(results) {
-                for (d, result) in results[last_cells.clone()].iter().enumerate() {
-                    for (&b, row) in group.sequences.iter().zip(result.last.chunks_exact(width)) {
-                        put(layer.merge, &mut array, b, directions, d, row);
+                for (d, result) in results.cells[first_of_last..].iter().enumerate() {
+                    let rows = from_blocks(&result.last, group.sequences.len(), layer.h_size());
+                    for (&b, row) in group.sequences.iter().zip(rows.chunks_exact(layer.h_size())) {
+                        match layer.merge {
+                            Merge::Concat => {
+                                array[(b * directions + d) * row.len()..][..row.len()].copy_from_slice(row)
+                            }
+                            Merge::Sum => add(&mut array[b * row.len()..][..row.len()], row),
+                        }
                     }
                 }
             }
             array
         };
-        let states = |widths: Vec<usize>, of: fn(&DirectionOutput) -> &[f32]| {
+        let states = |width: fn(&LayerSpec) -> usize, of: fn(&DirectionOutput) -> &[f32]| {
+            let widths: Vec<usize> = self.spec.cells().map(|(_, layer, _)| width(layer)).collect();
             let mut array = vec![0.0; batch.batch_size() * widths.iter().sum::<usize>()];
             let mut start = 0;
             for (cell, width) in widths.into_iter().enumerate() {
                 for (group, results) in groups.iter().zip(results) {
-                    for (&b, row) in group.sequences.iter().zip(of(&results[cell]).chunks_exact(width.max(1))) {
-                        array[start + b * width..][..width].copy_from_slice(row);
+                    let rows = Rows::new(of(&results.cells[cell]), group.sequences.len());
+                    for (s, &b) in group.sequences.iter().enumerate() {
+                        rows.copy_to(s, &mut array[start + b * width..][..width]);
                     }
                 }
                 start += batch.batch_size() * width;
             }
             array
         };
-        let h_widths = || self.spec.cells().map(|(_, layer, _)| layer.h_size()).collect();
-        let c_widths = || self.spec.cells().map(|(_, layer, _)| layer.c_size()).collect();
+        let output = || {
+            let half = |g: usize, d: usize| {
+                let len = results[g].y.len() / layer.num_directions();
+                &results[g].y[d * len..][..len]
+            };
+            padded(batch, groups, layer, layer.merge, layer.h_size(), &half)
+        };
+        let cells = || {
+            let of = |g: usize, d: usize| results[g].cells[first_of_last + d].cells.as_slice();
+            padded(batch, groups, layer, Merge::Concat, layer.c_size(), &of)
+        };
         BatchOutput {
-            output: (requested.sequence == SequenceOutput::All)
-                .then(|| padded(layer.merge, layer.h_size(), |r| &r.output)),
+            output: (requested.sequence == SequenceOutput::All).then(output),
             last: (requested.sequence == SequenceOutput::Last).then(last),
             pooled: None,
-            h_n: requested.final_state.then(|| states(h_widths(), |r| &r.h)),
-            c_n: requested.final_state.then(|| states(c_widths(), |r| &r.c)),
-            cells: requested.cells.then(|| padded(Merge::Concat, layer.c_size(), |r| &r.cells)),
+            h_n: requested.final_state.then(|| states(LayerSpec::h_size, |r| &r.h)),
+            c_n: requested.final_state.then(|| states(LayerSpec::c_size, |r| &r.c)),
+            cells: requested.cells.then(cells),
         }
     }
+}
+
+/// The results of one group.
+struct GroupOutput {
+    /// The rows of the last layer in blocks, direction after direction; empty if not wanted.
+    y: Vec<f32>,
+    /// One per cell of the spec.
+    cells: Vec<DirectionOutput>,
+}
+
+/// The array of all timesteps of all sequences from the rows in blocks of every group and direction; zeros past the
+/// lengths.
+fn padded<'a>(
+    batch: &SequenceBatch<'_>,
+    groups: &[Group],
+    layer: &LayerSpec,
+    merge: Merge,
+    width: usize,
+    of: &(dyn Fn(usize, usize) -> &'a [f32] + Sync),
+) -> Vec<f32> {
+    /// Bytes that are worth a thread.
+    const WORTH_A_THREAD: usize = 1 << 18;
+    let (seq_len, batch_size) = (batch.seq_len(), batch.batch_size());
+    let directions = layer.num_directions();
+    let row_len = merge.num_outputs(directions) * width;
+    let mut array = vec![0.0; seq_len * batch_size * row_len];
+    if array.is_empty() {
+        return array;
+    }
+    let mut places = vec![(0, 0); batch_size];
+    for (g, group) in groups.iter().enumerate() {
+        for (s, &b) in group.sequences.iter().enumerate() {
+            places[b] = (g, s);
+        }
+    }
+    let fill = |first: usize, rows: &mut [f32]| {
+        for (i, row) in rows.chunks_exact_mut(row_len).enumerate() {
+            let (t, b) = match batch.layout() {
+                Layout::TimeMajor => ((first + i) / batch_size, (first + i) % batch_size),
+                Layout::BatchMajor => ((first + i) % seq_len, (first + i) / seq_len),
+            };
+            if t >= batch.sequence_lengths()[b] {
+                continue;
+            }
+            let (g, s) = places[b];
+            for d in 0..directions {
+                let rows = Rows::new(of(g, d), groups[g].num_rows());
+                match merge {
+                    Merge::Concat => rows.copy_to(groups[g].starts[t] + s, &mut row[d * width..][..width]),
+                    Merge::Sum => rows.add_to(groups[g].starts[t] + s, row),
+                }
+            }
+        }
+    };
+    let rows_each = (WORTH_A_THREAD / (row_len * size_of::<f32>())).max(1);
+    if array.len() <= rows_each * row_len {
+        fill(0, &mut array);
+    } else {
+        array.par_chunks_mut(rows_each * row_len).enumerate().for_each(|(i, rows)| fill(i * rows_each, rows));
+    }
+    array
+}
+
+/// Adds the second half to the first, and keeps that.
+fn sum(y: &mut Vec<f32>) {
+    let len = y.len() / 2;
+    let (first, second) = y.split_at_mut(len);
+    add(first, second);
+    y.truncate(len);
+}
+
+fn add(sum: &mut [f32], row: &[f32]) {
+    sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
 }
 
 /// Sequences that run together, longest first.
@@ -196,15 +320,14 @@ impl Group {
         self.starts.len() - 1
     }
 
+    /// The number of valid timesteps of all sequences.
+    fn num_rows(&self) -> usize {
+        self.starts[self.seq_len()]
+    }
+
     /// The number of sequences longer than `t`.
     fn active(&self, t: usize) -> usize {
         self.starts.get(t + 1).map_or(0, |end| end - self.starts[t])
-    }
-
-    /// (timestep, position in the group, row) of rows stored timestep after timestep.
-    fn rows<'a>(&'a self, packed: &'a [f32], width: usize) -> impl Iterator<Item = (usize, usize, &'a [f32])> {
-        let positions = (0..self.seq_len()).flat_map(|t| (0..self.active(t)).map(move |s| (t, s)));
-        positions.zip(packed.chunks_exact(width)).map(|((t, s), row)| (t, s, row))
     }
 }
 
@@ -215,7 +338,8 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    /// The rows of the group's sequences in the next cell's block [B, width].
+    /// The rows of the group's sequences in the next cell's block [B, width], in blocks of columns; zero if none are
+    /// given.
     fn next(&mut self, group: &Group, width: usize) -> Vec<f32> {
         let mut rows = vec![0.0; group.sequences.len() * width];
         if let Some(states) = &mut self.states {
@@ -225,31 +349,8 @@ impl Blocks<'_> {
                 row.copy_from_slice(&block[b * width..][..width]);
             }
         }
-        rows
+        to_blocks(&rows, width)
     }
-}
-
-/// Writes `row` of direction `d` into row `to` of an array, or adds it where directions are summed.
-fn put(merge: Merge, array: &mut [f32], to: usize, directions: usize, d: usize, row: &[f32]) {
-    match merge {
-        Merge::Concat => array[(to * directions + d) * row.len()..][..row.len()].copy_from_slice(row),
-        Merge::Sum => array[to * row.len()..][..row.len()].iter_mut().zip(row).for_each(|(sum, v)| *sum += v),
-    }
-}
-
-/// Takes the output rows of each direction and merges them.
-fn merged(merge: Merge, width: usize, outputs: &mut [DirectionOutput]) -> Vec<f32> {
-    if let [only] = outputs {
-        return std::mem::take(&mut only.output);
-    }
-    let parts: Vec<Vec<f32>> = outputs.iter_mut().map(|o| std::mem::take(&mut o.output)).collect();
-    let mut rows = vec![0.0; parts[0].len() * merge.num_outputs(parts.len())];
-    for (d, part) in parts.iter().enumerate() {
-        for (to, row) in part.chunks_exact(width).enumerate() {
-            put(merge, &mut rows, to, parts.len(), d, row);
-        }
-    }
-    rows
 }
 
 #[cfg(test)]
@@ -289,8 +390,8 @@ mod tests {
         for (batch_size, seq_len) in [(0, 3), (1, 0), (5, 100), (100, 50), (1000, 10)] {
             let x = vec![0.0; batch_size * seq_len * 9];
             let batch = SequenceBatch::new(&x, [batch_size, seq_len, 9], Layout::BatchMajor).unwrap();
-            let groups = model.groups(&batch);
-            assert!((1..=num_threads()).contains(&groups.len()));
+            let (groups, threads) = model.groups(&batch);
+            assert!(threads >= 1 && (1..=num_threads()).contains(&(groups.len() * threads)));
             let mut all: Vec<usize> = groups.iter().flat_map(|g| g.sequences.clone()).collect();
             all.sort_unstable();
             assert!(all.into_iter().eq(0..batch_size));

@@ -1,0 +1,299 @@
+//! Matrix products: rows times weights that were cut into panels when the model was loaded.
+//!
+//! In:  a weight matrix [gates · units, K] as [`Panels`], and rows in blocks (`rows.rs`).
+//! Out: for 16 units and some rows, all gates of every row: [rows][gates][16], every element written.
+//! Every element is one chain of multiply-adds over k = 0..K, whatever the tile that computes it: the bits of a row
+//! depend neither on the number of rows, nor on its neighbours, nor on threads.
+//! Not here: what is done with the sums (`cell.rs`), who computes which units (`direction.rs`).
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::rows::{LANES, Rows, blocks};
+
+/// Rows of the largest tile.
+const TILE_ROWS: usize = 6;
+
+/// A weight matrix [gates · units, K] as panels of 16 units of a gate, each [K][16]; the gates of the same units lie
+/// together: [⌈units / 16⌉][gates][K][16]. The last units are padded with zeros.
+pub(super) struct Panels {
+    k: usize,
+    gates: usize,
+    values: Vec<f32>,
+}
+
+impl Panels {
+    /// Cuts `weight` [gates · units, K].
+    pub(super) fn new(weight: &[f32], gates: usize, units: usize, k: usize) -> Self {
+        Self::of_parts(weight, gates, units, &[k])
+    }
+
+    /// Cuts a weight whose rows are multiplied with rows of several parts, each in blocks of its own.
+    pub(super) fn of_parts(weight: &[f32], gates: usize, units: usize, parts: &[usize]) -> Self {
+        let width: usize = parts.iter().sum();
+        assert_eq!(weight.len(), gates * units * width);
+        // All parts but the last end with a whole block.
+        let ends = parts.iter().scan(0, |start, &part| {
+            let first = *start;
+            *start += blocks(part) * LANES;
+            Some((first, part))
+        });
+        let places: Vec<usize> = ends.flat_map(|(first, part)| first..first + part).collect();
+        let k = places.last().map_or(0, |last| last + 1);
+        let mut values = vec![0.0; blocks(units) * gates * k * LANES];
+        for (row, weights) in weight.chunks_exact(width.max(1)).enumerate() {
+            let (gate, unit) = (row / units, row % units);
+            let panel = (unit / LANES * gates + gate) * k * LANES;
+            for (&place, &w) in places.iter().zip(weights) {
+                values[panel + place * LANES + unit % LANES] = w;
+            }
+        }
+        Self { k, gates, values }
+    }
+
+    /// Numbers of a row of the result: gates · 16.
+    pub(super) fn row_len(&self) -> usize {
+        self.gates * LANES
+    }
+
+    /// Multiply-adds for a row.
+    pub(super) fn multiply_adds(&self) -> usize {
+        self.values.len()
+    }
+
+    /// sums [count][gates][16] of the 16 units `block`, for the first `count` of `rows`.
+    pub(super) fn multiply(&self, arch: Arch, block: usize, rows: Rows<'_>, count: usize, sums: &mut [f32]) {
+        let len = self.gates * self.k * LANES;
+        let panels = &self.values[block * len..][..len];
+        let sums = &mut sums[..count * self.gates * LANES];
+        if self.k == 0 {
+            sums.fill(0.0);
+        } else if count > 0 {
+            arch.dispatch(Product { panels, k: self.k, gates: self.gates, rows, count, sums });
+        }
+    }
+}
+
+/// A product on one thread, with the widest vectors of the processor.
+struct Product<'a> {
+    panels: &'a [f32],
+    k: usize,
+    gates: usize,
+    rows: Rows<'a>,
+    count: usize,
+    sums: &'a mut [f32],
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // Chains that do not wait for each other: about 24 where there are 32 registers, 12 where there are 16.
+        match S::F32_LANES {
+            16 => self.run::<S, 1, 4, 4, 4>(simd),
+            8 => self.run::<S, 2, 1, 2, 4>(simd),
+            4 if cfg!(target_arch = "aarch64") => self.run::<S, 4, 1, 2, 4>(simd),
+            4 => self.run::<S, 4, 1, 1, 2>(simd),
+            _ => self.run_scalar(simd),
+        }
+    }
+}
+
+impl Product<'_> {
+    /// V vectors to a panel; as many panels at once for tiles of three rows and more, two, and one.
+    #[inline(always)]
+    fn run<S: Simd, const V: usize, const MANY: usize, const TWO: usize, const ONE: usize>(self, simd: S) {
+        let Self { panels, k, gates, rows, count, sums } = self;
+        let row_len = gates * LANES;
+        let whole = count / TILE_ROWS * TILE_ROWS;
+        for first in (0..whole).step_by(TILE_ROWS) {
+            pass::<S, TILE_ROWS, MANY, V>(simd, panels, k, gates, rows.from(first), &mut sums[first * row_len..]);
+        }
+        let (rows, sums) = (rows.from(whole), &mut sums[whole * row_len..]);
+        match count - whole {
+            1 => pass::<S, 1, ONE, V>(simd, panels, k, gates, rows, sums),
+            2 => pass::<S, 2, TWO, V>(simd, panels, k, gates, rows, sums),
+            3 => pass::<S, 3, MANY, V>(simd, panels, k, gates, rows, sums),
+            4 => pass::<S, 4, MANY, V>(simd, panels, k, gates, rows, sums),
+            5 => pass::<S, 5, MANY, V>(simd, panels, k, gates, rows, sums),
+            _ => {}
+        }
+    }
+
+    /// Without vectors: the same chains.
+    #[inline(always)]
+    fn run_scalar<S: Simd>(self, simd: S) {
+        let one = |v: f32| simd.splat_f32s(v);
+        for (r, sums) in self.sums.chunks_exact_mut(self.gates * LANES).enumerate() {
+            for (panel, sums) in self.panels.chunks_exact(self.k * LANES).zip(sums.chunks_exact_mut(LANES)) {
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    let weights = panel.iter().skip(lane).step_by(LANES);
+                    let x = (0..self.k).map(|k| self.rows.block(k / LANES, r)[k % LANES]);
+                    let chain = x.zip(weights).fold(one(0.0), |sum, (x, &w)| simd.mul_add_e_f32s(one(x), one(w), sum));
+                    *sum = bytemuck::bytes_of(&chain).first_chunk().map_or(f32::NAN, |b| f32::from_ne_bytes(*b));
+                }
+            }
+        }
+    }
+}
+
+/// M rows times all panels, P at a time.
+#[inline(always)]
+fn pass<S: Simd, const M: usize, const P: usize, const V: usize>(
+    simd: S,
+    panels: &[f32],
+    k: usize,
+    gates: usize,
+    rows: Rows<'_>,
+    sums: &mut [f32],
+) {
+    let panel_len = k * LANES;
+    let mut gate = 0;
+    let mut at_once = P;
+    while gate < gates {
+        while at_once > gates - gate {
+            at_once -= 1;
+        }
+        let panels = &panels[gate * panel_len..];
+        let sums = &mut sums[gate * LANES..];
+        match at_once {
+            4 => tile::<S, M, 4, V>(simd, panels, k, gates, rows, sums),
+            3 => tile::<S, M, 3, V>(simd, panels, k, gates, rows, sums),
+            2 => tile::<S, M, 2, V>(simd, panels, k, gates, rows, sums),
+            _ => tile::<S, M, 1, V>(simd, panels, k, gates, rows, sums),
+        }
+        gate += at_once;
+    }
+}
+
+/// M rows times the first P of `panels`.
+#[inline(always)]
+fn tile<S: Simd, const M: usize, const P: usize, const V: usize>(
+    simd: S,
+    panels: &[f32],
+    k: usize,
+    gates: usize,
+    rows: Rows<'_>,
+    sums: &mut [f32],
+) {
+    let panels: [&[S::f32s]; P] = std::array::from_fn(|p| S::as_simd_f32s(&panels[p * k * LANES..][..k * LANES]).0);
+    let mut chains = [[[simd.splat_f32s(0.0); V]; P]; M];
+    let whole = k / LANES;
+    for block in 0..whole {
+        let x = rows.values[block * rows.stride..][..M * LANES].as_chunks::<LANES>().0;
+        let weights: [&[S::f32s]; P] = std::array::from_fn(|p| &panels[p][block * LANES * V..][..LANES * V]);
+        for i in 0..LANES {
+            step::<S, M, P, V>(simd, weights, x, i, &mut chains);
+        }
+    }
+    if k > whole * LANES {
+        let x = rows.values[whole * rows.stride..][..M * LANES].as_chunks::<LANES>().0;
+        let weights: [&[S::f32s]; P] = std::array::from_fn(|p| &panels[p][whole * LANES * V..]);
+        for i in 0..k - whole * LANES {
+            step::<S, M, P, V>(simd, weights, x, i, &mut chains);
+        }
+    }
+    for (r, chains) in chains.iter().enumerate() {
+        for (p, chains) in chains.iter().enumerate() {
+            sums[(r * gates + p) * LANES..][..LANES].copy_from_slice(bytemuck::cast_slice(chains));
+        }
+    }
+}
+
+/// One k of a tile.
+#[inline(always)]
+fn step<S: Simd, const M: usize, const P: usize, const V: usize>(
+    simd: S,
+    weights: [&[S::f32s]; P],
+    x: &[[f32; LANES]],
+    i: usize,
+    chains: &mut [[[S::f32s; V]; P]; M],
+) {
+    let weights: [[S::f32s; V]; P] = std::array::from_fn(|p| std::array::from_fn(|v| weights[p][i * V + v]));
+    for r in 0..M {
+        let x = simd.splat_f32s(x[r][i]);
+        for p in 0..P {
+            for v in 0..V {
+                chains[r][p][v] = simd.mul_add_e_f32s(x, weights[p][v], chains[r][p][v]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::rows::to_blocks;
+
+    fn product(panels: &Panels, rows: &[f32], width: usize, units: usize) -> Vec<f32> {
+        let count = rows.len() / width;
+        let x = to_blocks(rows, width);
+        let mut out = vec![f32::NAN; count * panels.gates * units];
+        for block in 0..blocks(units) {
+            let mut sums = vec![f32::NAN; count * panels.row_len()];
+            panels.multiply(Arch::new(), block, Rows::new(&x, count), count, &mut sums);
+            for (r, gate) in (0..count).flat_map(|r| (0..panels.gates).map(move |g| (r, g))) {
+                let to = &mut out[(r * panels.gates + gate) * units..][..units];
+                let end = units.min((block + 1) * LANES);
+                let from = &sums[(r * panels.gates + gate) * LANES..][..end - block * LANES];
+                to[block * LANES..end].copy_from_slice(from);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn products_are_those_of_the_definition() {
+        for (m, k, units, gates) in [
+            (1, 1, 4, 1),
+            (5, 3, 8, 3),
+            (9, 300, 65, 4),
+            (13, 33, 25, 2),
+            (70, 16, 16, 4),
+            (2, 47, 1, 3),
+            (3, 64, 33, 1),
+        ] {
+            let value = |i: usize| ((i * 7 + 3) % 11) as f32 - 5.0; // sums stay exact
+            let weight: Vec<f32> = (0..gates * units * k).map(value).collect();
+            let rows: Vec<f32> = (0..m * k).map(|i| value(i + 5)).collect();
+            let out = product(&Panels::new(&weight, gates, units, k), &rows, k, units);
+            for (i, j) in (0..m).flat_map(|i| (0..gates * units).map(move |j| (i, j))) {
+                let expected: f32 = (0..k).map(|l| rows[i * k + l] * weight[j * k + l]).sum();
+                assert_eq!(out[i * gates * units + j], expected, "{m} × {k} × {gates}·{units}, element ({i}, {j})");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_a_row_lie_in_blocks_of_their_own() {
+        let (parts, units) = ([20usize, 20], 5);
+        let value = |i: usize| ((i * 7 + 3) % 11) as f32 - 5.0;
+        let weight: Vec<f32> = (0..4 * units * 40).map(value).collect();
+        let row: Vec<f32> = (0..40).map(|i| value(i + 5)).collect();
+        let panels = Panels::of_parts(&weight, 4, units, &parts);
+        let mut x = to_blocks(&row[..20], 20);
+        x.extend(to_blocks(&row[20..], 20));
+        let mut sums = vec![f32::NAN; panels.row_len()];
+        panels.multiply(Arch::new(), 0, Rows::new(&x, 1), 1, &mut sums);
+        for (gate, unit) in (0..4).flat_map(|g| (0..units).map(move |u| (g, u))) {
+            let expected: f32 = row.iter().zip(&weight[(gate * units + unit) * 40..]).map(|(x, w)| x * w).sum();
+            assert_eq!(sums[gate * LANES + unit], expected);
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_whoever_its_neighbours() {
+        let (k, units, gates) = (301, 37, 4);
+        let value = |i: usize| ((i * 7919 % 1009) as f32 * 0.37).sin();
+        let weight: Vec<f32> = (0..gates * units * k).map(value).collect();
+        let panels = Panels::new(&weight, gates, units, k);
+        let rows: Vec<f32> = (0..200 * k).map(|i| value(i + 31)).collect();
+        let bits =
+            |rows: &[f32]| -> Vec<u32> { product(&panels, rows, k, units).iter().map(|v| v.to_bits()).collect() };
+        let whole = bits(&rows);
+        for (first, m) in [(0, 1), (7, 2), (11, 3), (5, 4), (50, 5), (9, 6), (13, 7), (40, 53), (100, 100)] {
+            let n = gates * units;
+            assert_eq!(bits(&rows[first * k..][..m * k]), whole[first * n..][..m * n], "{m} rows from {first}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Rows of numbers as the products read them: in blocks of 16 columns.
+//!
+//! In:  rows one after the other, as callers have them.
+//! Out: blocks [⌈width / 16⌉][rows][16]: the numbers of many rows that belong to the same columns lie together, so a
+//! thread that computes 16 units writes one stretch of memory.
+//! The places past the width hold anything; nothing reads them.
+
+/// Columns of a block.
+pub(super) const LANES: usize = 16;
+
+/// Some rows of blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// From the first of the rows in the first block on.
+    pub(super) values: &'a [f32],
+    /// Numbers from a block to the next.
+    pub(super) stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// All `rows` of `values`.
+    pub(super) fn new(values: &'a [f32], rows: usize) -> Self {
+        Self { values, stride: rows * LANES }
+    }
+
+    /// The rows from `first` on.
+    pub(super) fn from(self, first: usize) -> Self {
+        Self { values: &self.values[(first * LANES).min(self.values.len())..], ..self }
+    }
+
+    /// Row `r` in block `block`.
+    pub(super) fn block(self, block: usize, r: usize) -> &'a [f32; LANES] {
+        self.values[block * self.stride + r * LANES..].first_chunk().expect("a row of the block")
+    }
+
+    /// Row `r`, one after the other.
+    pub(super) fn copy_to(self, r: usize, row: &mut [f32]) {
+        for (block, to) in row.chunks_mut(LANES).enumerate() {
+            to.copy_from_slice(&self.block(block, r)[..to.len()]);
+        }
+    }
+
+    /// Adds row `r`, one after the other, to `row`.
+    pub(super) fn add_to(self, r: usize, row: &mut [f32]) {
+        for (block, to) in row.chunks_mut(LANES).enumerate() {
+            to.iter_mut().zip(self.block(block, r)).for_each(|(sum, v)| *sum += v);
+        }
+    }
+}
+
+/// The number of blocks of `width` columns.
+pub(super) fn blocks(width: usize) -> usize {
+    width.div_ceil(LANES)
+}
+
+/// Rows of `width` numbers, one after the other, as blocks.
+pub(super) fn to_blocks(rows: &[f32], width: usize) -> Vec<f32> {
+    let count = rows.len().checked_div(width).unwrap_or(0);
+    let mut values = vec![0.0; blocks(width) * count * LANES];
+    for (block, values) in values.chunks_exact_mut((count * LANES).max(1)).enumerate() {
+        for (to, row) in values.chunks_exact_mut(LANES).zip(rows.chunks_exact(width)) {
+            put(to, row, block);
+        }
+    }
+    values
+}
+
+/// Copies what a row has of block `block`.
+pub(super) fn put(to: &mut [f32], row: &[f32], block: usize) {
+    let row = &row[block * LANES..row.len().min((block + 1) * LANES)];
+    to[..row.len()].copy_from_slice(row);
+}
+
+/// The reverse of [`to_blocks`].
+pub(super) fn from_blocks(values: &[f32], count: usize, width: usize) -> Vec<f32> {
+    let mut rows = vec![0.0; count * width];
+    for (r, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
+        Rows::new(values, count).copy_to(r, row);
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_hold_all_rows() {
+        for width in [0, 1, 15, 16, 17, 40] {
+            for count in [0, 1, 3] {
+                let rows: Vec<f32> = (0..count * width).map(|i| i as f32).collect();
+                let values = to_blocks(&rows, width);
+                assert_eq!(values.len(), blocks(width) * count * 16);
+                assert_eq!(from_blocks(&values, count, width), rows, "{count} × {width}");
+                if width == 40 && count == 3 {
+                    let second = Rows::new(&values, count).from(1);
+                    assert_eq!(second.block(2, 0)[..8], rows[40 + 32..][..8]);
+                }
+            }
+        }
+    }
+}
