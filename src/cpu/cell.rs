@@ -3,12 +3,12 @@
 //! In:  `x_gates` and `sums` [rows][gates][units], the two products of every gate; the state [rows][units].
 //! Out: the state one step later; `x_gates` is used up.
 //! [`pulp::Arch`] compiles the loops for the widest vectors that the processor has, and the bits are the same on all
-//! of them. A block has 16 units; with layer normalisation, which needs all of them at once, the block is the layer.
+//! that have fused multiply-add. A block has 16 units; with layer normalisation, which needs all of them at once, the block is the layer.
 //! Not here: products (`panels.rs`), the functions themselves (`activation.rs`).
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::activation::{Clipped, clamp, sigmoid, tanh};
+use super::activation::{Clipped, clamp, mul_add, sigmoid, tanh};
 use super::rows::LANES;
 use crate::cell::{CellSpec, GruCell, LstmCell, RnnCell};
 use crate::spec::LayerSpec;
@@ -85,13 +85,21 @@ impl WithSimd for Advance<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
+        // Vectors come with fused multiply-add, but in WebAssembly.
+        if S::F32_LANES > 1 && !cfg!(target_family = "wasm") { self.run::<true>() } else { self.run::<false>() }
+    }
+}
+
+impl Advance<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
         match self.cell {
-            Elementwise::Plain(cell) => cell.advance(self.step),
-            Elementwise::Lstm(cell) => cell.advance(self.step),
-            Elementwise::Gru(cell) if cell.linear_before_reset => cell.advance(self.step),
-            Elementwise::Gru(cell) if self.second_half => cell.finish(self.step),
-            Elementwise::Gru(cell) => cell.reset(self.step),
-            Elementwise::Rnn(cell) => cell.advance(self.step),
+            Elementwise::Plain(cell) => cell.advance::<FUSED>(self.step),
+            Elementwise::Lstm(cell) => cell.advance::<FUSED>(self.step),
+            Elementwise::Gru(cell) if cell.linear_before_reset => cell.advance::<FUSED>(self.step),
+            Elementwise::Gru(cell) if self.second_half => cell.finish::<FUSED>(self.step),
+            Elementwise::Gru(cell) => cell.reset::<FUSED>(self.step),
+            Elementwise::Rnn(cell) => cell.advance::<FUSED>(self.step),
         }
     }
 }
@@ -127,7 +135,7 @@ pub(super) struct PlainLstm {
 
 impl PlainLstm {
     #[inline(always)]
-    fn advance(&self, step: Step<'_>) {
+    fn advance<const FUSED: bool>(&self, step: Step<'_>) {
         let Step { block, x_gates, sums, c, h, .. } = step;
         const GATES: usize = 4 * LANES;
         let bias = self.bias.as_chunks::<GATES>().0[block].as_chunks::<LANES>().0;
@@ -135,15 +143,15 @@ impl PlainLstm {
         let states = c.as_chunks_mut::<LANES>().0.iter_mut().zip(h.as_chunks_mut::<LANES>().0);
         for ((x_gates, sums), (c, h)) in rows.zip(states) {
             let (x_gates, sums) = (x_gates.as_chunks::<LANES>().0, sums.as_chunks::<LANES>().0);
-            let i = gate(&x_gates[0], &sums[0], &bias[0], sigmoid);
-            let f = gate(&x_gates[1], &sums[1], &bias[1], sigmoid);
-            let g = gate(&x_gates[2], &sums[2], &bias[2], tanh);
-            let o = gate(&x_gates[3], &sums[3], &bias[3], sigmoid);
+            let i = gate(&x_gates[0], &sums[0], &bias[0], sigmoid::<FUSED>);
+            let f = gate(&x_gates[1], &sums[1], &bias[1], sigmoid::<FUSED>);
+            let g = gate(&x_gates[2], &sums[2], &bias[2], tanh::<FUSED>);
+            let o = gate(&x_gates[3], &sums[3], &bias[3], sigmoid::<FUSED>);
             for j in 0..LANES {
-                c[j] = f[j] * c[j] + i[j] * g[j];
+                c[j] = mul_add::<FUSED>(f[j], c[j], i[j] * g[j]);
             }
             for j in 0..LANES {
-                h[j] = o[j] * tanh(c[j]);
+                h[j] = o[j] * tanh::<FUSED>(c[j]);
             }
         }
     }
@@ -208,17 +216,17 @@ impl Lstm {
     }
 
     #[inline(always)]
-    fn advance(&self, step: Step<'_>) {
+    fn advance<const FUSED: bool>(&self, step: Step<'_>) {
         let Step { block, x_gates, sums, c, h, .. } = step;
         let rows = x_gates.chunks_exact_mut(4 * self.width).zip(sums.chunks_exact(4 * self.width));
         let states = c.chunks_exact_mut(self.width).zip(h.chunks_exact_mut(self.width));
         for ((x_gates, sums), (c, h)) in rows.zip(states) {
-            self.row(block, x_gates, sums, c, h);
+            self.row::<FUSED>(block, x_gates, sums, c, h);
         }
     }
 
     #[inline(always)]
-    fn row(&self, block: usize, gates: &mut [f32], sums: &[f32], c: &mut [f32], h: &mut [f32]) {
+    fn row<const FUSED: bool>(&self, block: usize, gates: &mut [f32], sums: &[f32], c: &mut [f32], h: &mut [f32]) {
         let width = self.width;
         let bias = &self.bias[block * 4 * width..][..4 * width];
         let peephole = self.peephole.as_ref().map(|p| &p[block * 3 * width..][..3 * width]);
@@ -231,24 +239,24 @@ impl Lstm {
         let (f, rest) = rest.split_at_mut(width);
         let (g, o) = rest.split_at_mut(width);
         peep(peephole, 0, i, c);
-        finish(norm, bias, 0, i, self.f);
+        finish::<FUSED>(norm, bias, 0, i, self.f);
         if self.coupled {
             f.iter_mut().zip(&*i).for_each(|(f, i)| *f = 1.0 - i);
         } else {
             peep(peephole, 1, f, c);
-            finish(norm, bias, 1, f, self.f);
+            finish::<FUSED>(norm, bias, 1, f, self.f);
         }
-        finish(norm, bias, 2, g, self.g);
+        finish::<FUSED>(norm, bias, 2, g, self.g);
         for ((c, i), (f, g)) in c.iter_mut().zip(&*i).zip(f.iter().zip(&*g)) {
-            *c = f * *c + i * g;
+            *c = mul_add::<FUSED>(*f, *c, i * g);
         }
         if let Some(limit) = self.cell_clip {
             c.iter_mut().for_each(|c| *c = clamp(*c, -limit, limit));
         }
         peep(peephole, 2, o, c);
-        finish(norm, bias, 3, o, self.f);
+        finish::<FUSED>(norm, bias, 3, o, self.f);
         h.copy_from_slice(c);
-        self.h.apply(h);
+        self.h.apply::<FUSED>(h);
         h.iter_mut().zip(&*o).for_each(|(h, o)| *h *= o);
     }
 }
@@ -264,12 +272,12 @@ fn peep(peephole: Option<&[f32]>, part: usize, gate: &mut [f32], c: &[f32]) {
 
 /// The normalisation, if there is one, and the activation.
 #[inline(always)]
-fn finish(norm: Option<&[f32]>, bias: &[f32], part: usize, gate: &mut [f32], f: Clipped) {
+fn finish<const FUSED: bool>(norm: Option<&[f32]>, bias: &[f32], part: usize, gate: &mut [f32], f: Clipped) {
     if let Some(norm) = norm {
         let at = part * gate.len()..(part + 1) * gate.len();
         normalise(gate, &norm[at.clone()], &bias[at]);
     }
-    f.apply(gate);
+    f.apply::<FUSED>(gate);
 }
 
 /// (gate − mean) / √(variance + 1e-8) · scale + bias; the two means are summed in order.
@@ -312,32 +320,32 @@ impl Gru {
 
     /// Linear before reset, the whole step: `sums` has three gates.
     #[inline(always)]
-    fn advance(&self, step: Step<'_>) {
+    fn advance<const FUSED: bool>(&self, step: Step<'_>) {
         let Step { block, x_gates, sums, h_prev, h, .. } = step;
         let bias_hn = &self.bias_hn[block * LANES..][..LANES];
         let bias_n = &self.bias[(block * 3 + 2) * LANES..][..LANES];
         let rows = x_gates.chunks_exact_mut(3 * LANES).zip(sums.chunks_exact(3 * LANES));
         let states = h_prev.chunks_exact(LANES).zip(h.chunks_exact_mut(LANES));
         for ((x_gates, sums), (h_prev, h)) in rows.zip(states) {
-            self.open(block, x_gates, sums);
+            self.open::<FUSED>(block, x_gates, sums);
             let (rz, n) = x_gates.split_at_mut(2 * LANES);
             let h_n = sums[2 * LANES..].iter().zip(bias_hn);
             for ((n, r), (b, (h_n, b_hn))) in n.iter_mut().zip(&*rz).zip(bias_n.iter().zip(h_n)) {
                 *n = (*n + b) + r * (h_n + b_hn);
             }
-            self.g.apply(n);
+            self.g.apply::<FUSED>(n);
             blend(&rz[LANES..], n, h_prev, h);
         }
     }
 
     /// Not linear before reset, first half: r and z into `x_gates`, and r·h into `reset`. `sums` has two gates.
     #[inline(always)]
-    fn reset(&self, step: Step<'_>) {
+    fn reset<const FUSED: bool>(&self, step: Step<'_>) {
         let Step { block, x_gates, sums, h_prev, h, .. } = step;
         let rows = x_gates.chunks_exact_mut(3 * LANES).zip(sums.chunks_exact(2 * LANES));
         let states = h_prev.chunks_exact(LANES).zip(h.chunks_exact_mut(LANES));
         for ((x_gates, sums), (h_prev, reset)) in rows.zip(states) {
-            self.open(block, x_gates, sums);
+            self.open::<FUSED>(block, x_gates, sums);
             for ((reset, r), h) in reset.iter_mut().zip(&*x_gates).zip(h_prev) {
                 *reset = r * h;
             }
@@ -346,7 +354,7 @@ impl Gru {
 
     /// Second half: `sums` is (r·h)·W_hn.
     #[inline(always)]
-    fn finish(&self, step: Step<'_>) {
+    fn finish<const FUSED: bool>(&self, step: Step<'_>) {
         let Step { block, x_gates, sums, h_prev, h, .. } = step;
         let bias_n = &self.bias[(block * 3 + 2) * LANES..][..LANES];
         let rows = x_gates.chunks_exact_mut(3 * LANES).zip(sums.chunks_exact(LANES));
@@ -354,17 +362,17 @@ impl Gru {
         for ((x_gates, sums), (h_prev, h)) in rows.zip(states) {
             let (rz, n) = x_gates.split_at_mut(2 * LANES);
             activated(n, sums, bias_n, |x| x);
-            self.g.apply(n);
+            self.g.apply::<FUSED>(n);
             blend(&rz[LANES..], n, h_prev, h);
         }
     }
 
     /// The gates r and z.
     #[inline(always)]
-    fn open(&self, block: usize, x_gates: &mut [f32], sums: &[f32]) {
+    fn open<const FUSED: bool>(&self, block: usize, x_gates: &mut [f32], sums: &[f32]) {
         let rz = &mut x_gates[..2 * LANES];
         activated(rz, sums, &self.bias[block * 3 * LANES..][..2 * LANES], |x| x);
-        self.f.apply(rz);
+        self.f.apply::<FUSED>(rz);
     }
 }
 
@@ -385,13 +393,13 @@ pub(super) struct Rnn {
 
 impl Rnn {
     #[inline(always)]
-    fn advance(&self, step: Step<'_>) {
+    fn advance<const FUSED: bool>(&self, step: Step<'_>) {
         let Step { block, x_gates, sums, h, .. } = step;
         let bias = &self.bias[block * LANES..][..LANES];
         let rows = x_gates.chunks_exact_mut(LANES).zip(sums.chunks_exact(LANES));
         for ((x_gates, sums), h) in rows.zip(h.chunks_exact_mut(LANES)) {
             activated(x_gates, sums, bias, |x| x);
-            self.f.apply(x_gates);
+            self.f.apply::<FUSED>(x_gates);
             h.copy_from_slice(x_gates);
         }
     }
@@ -400,6 +408,13 @@ impl Rnn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// c and h by the equations.
+    fn one<const FUSED: bool>([i, f, g, o]: [f32; 4], c: f32) -> [f32; 2] {
+        let candidate = sigmoid::<FUSED>(i) * tanh::<FUSED>(g);
+        let c = mul_add::<FUSED>(sigmoid::<FUSED>(f), c, candidate);
+        [c, sigmoid::<FUSED>(o) * tanh::<FUSED>(c)]
+    }
 
     #[test]
     fn vectors_and_scalars_agree_bit_for_bit() {
@@ -421,8 +436,11 @@ mod tests {
                 (x_gates[at] + bias[g * hidden_size + block * LANES + lane]) + sums[at]
             };
             let at = row * LANES + lane;
-            let expected = sigmoid(gate(1)) * c_0[at] + sigmoid(gate(0)) * tanh(gate(2));
-            assert_eq!([c[at], h[at]], [expected, sigmoid(gate(3)) * tanh(expected)]);
+            let expected = |fused: bool| match fused {
+                true => one::<true>([gate(0), gate(1), gate(2), gate(3)], c_0[at]),
+                false => one::<false>([gate(0), gate(1), gate(2), gate(3)], c_0[at]),
+            };
+            assert_eq!([c[at], h[at]], expected(!matches!(Arch::new(), Arch::Scalar)));
         }
         // The form with options, none of them set, has the same bits.
         let general = Lstm::new(&LstmCell::default(), 0, &bias, hidden_size, &CellWeights::default());

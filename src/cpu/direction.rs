@@ -11,8 +11,9 @@ use pulp::Arch;
 
 use super::Group;
 use super::cell::{Elementwise, Step};
+use super::columns::Columns;
 use super::panels::Panels;
-use super::rows::{LANES, Rows, blocks, put};
+use super::rows::{LANES, Lines, Rows, blocks, put};
 use super::team::Team;
 use crate::batch::SequenceBatch;
 use crate::cell::CellSpec;
@@ -52,13 +53,13 @@ pub(super) struct Collect {
 /// The results of one direction, in blocks (`rows.rs`).
 pub(super) struct DirectionOutput {
     /// Of every sequence, H or P units, if collected.
-    pub(super) last: Vec<f32>,
+    pub(super) last: Lines,
     /// Of every row, H units, if collected. Rows are stored timestep after timestep, only valid ones.
-    pub(super) cells: Vec<f32>,
+    pub(super) cells: Lines,
     /// Of every sequence, H or P units.
-    pub(super) h: Vec<f32>,
+    pub(super) h: Lines,
     /// Of every sequence, H units; empty without a cell state.
-    pub(super) c: Vec<f32>,
+    pub(super) c: Lines,
 }
 
 /// The input of a layer.
@@ -68,6 +69,47 @@ pub(super) enum Input<'a> {
     Batch(&'a SequenceBatch<'a>),
     /// A later layer's: rows in blocks, stored timestep after timestep.
     Rows(Rows<'a>),
+}
+
+/// Where the output rows of a direction go.
+pub(super) enum Output<'a> {
+    /// Nobody wants them.
+    None,
+    /// In blocks, stored timestep after timestep; all zeros before.
+    Blocks(&'a mut [f32]),
+    /// Where the batch's layout has them, columns of this direction alone.
+    Padded(Columns<'a>, &'a SequenceBatch<'a>),
+}
+
+impl<'a> Output<'a> {
+    /// The part of the first 16 units, and that of the others.
+    fn split(self, num_rows: usize) -> (Self, Self) {
+        match self {
+            Output::None => (Output::None, Output::None),
+            Output::Blocks(values) => {
+                let (first, rest) = values.split_at_mut(num_rows * LANES);
+                (Output::Blocks(first), Output::Blocks(rest))
+            }
+            Output::Padded(columns, batch) => {
+                let (first, rest) = columns.split(LANES);
+                (Output::Padded(first, batch), Output::Padded(rest, batch))
+            }
+        }
+    }
+
+    /// Writes the rows of a timestep, 16 places each.
+    fn keep(&mut self, group: &Group, place: Place, values: &[f32], valid: usize) {
+        match self {
+            Output::None => {}
+            Output::Blocks(rows) => keep(rows, place.row, values, valid),
+            Output::Padded(columns, batch) => {
+                let row = |b| batch.layout().row(place.t, b, batch.seq_len(), batch.batch_size());
+                for (&b, values) in group.sequences.iter().zip(values.chunks_exact(LANES)) {
+                    put(columns.row(row(b)), &values[..valid], 0);
+                }
+            }
+        }
+    }
 }
 
 impl Weights {
@@ -112,23 +154,23 @@ impl Weights {
         self.weight_ih.multiply_adds()
     }
 
-    /// Runs all timesteps from the states `h` and `c`, both in blocks. `y` takes the output rows in blocks, if it is not
-    /// empty; it starts as zeros.
+    /// Runs all timesteps from the states `h` and `c`, both in blocks.
     pub(super) fn run(
         &self,
         team: &Team,
         group: &Group,
         input: Input<'_>,
-        (h, c): (Vec<f32>, Vec<f32>),
-        y: &mut [f32],
+        (h, c): (Lines, Lines),
+        mut y: Output<'_>,
         collect: Collect,
         chunk_bytes: usize,
     ) -> DirectionOutput {
         let layer = &self.layer;
         let sequences = group.sequences.len();
         let num_rows = group.starts[group.seq_len()];
-        let room =
-            |wanted: bool, rows: usize, units: usize| vec![0.0; if wanted { blocks(units) * rows * LANES } else { 0 }];
+        let room = |wanted: bool, rows: usize, units: usize| {
+            Lines::zeros(if wanted { blocks(units) * rows * LANES } else { 0 })
+        };
         let mut last = room(collect.last, sequences, layer.h_size());
         let mut cells = room(collect.cells, num_rows, layer.c_size());
         let mut c = c;
@@ -141,29 +183,32 @@ impl Weights {
         let chunk_rows = |chunk: &std::ops::Range<usize>| group.starts[chunk.end] - group.starts[chunk.start];
         let most_rows = chunks.iter().map(chunk_rows).max().unwrap_or(0);
         let at_once = if self.elementwise.needs_all_units() { sequences } else { ROWS_AT_ONCE.min(sequences) };
-        let mut y = y.chunks_mut((num_rows * LANES).max(1));
-        let mut y = || y.next().unwrap_or_default();
+        let mut next_y = || {
+            let (first, rest) = std::mem::replace(&mut y, Output::None).split(num_rows);
+            y = rest;
+            first
+        };
         let mut cell_rows = cells.chunks_mut(num_rows * LANES);
         let mut states = c.chunks_mut(sequences * LANES);
-        let outputs: Vec<Output<'_>> = match &self.second {
+        let projected: Vec<Projected<'_>> = match &self.second {
             Some(Second::Projection(weights, _)) => (0..blocks(layer.h_size()))
-                .map(|_| Output { sums: vec![0.0; ROWS_AT_ONCE.min(sequences) * weights.row_len()], y: y() })
+                .map(|_| Projected { sums: Lines::zeros(ROWS_AT_ONCE.min(sequences) * weights.row_len()), y: next_y() })
                 .collect(),
             _ => Vec::new(),
         };
         let parts: Vec<Part<'_>> = (0..blocks(layer.hidden_size))
             .map(|_| Part {
-                x_gates: vec![0.0; most_rows * row_len],
-                sums: vec![0.0; at_once * self.weight_hh.row_len()],
+                x_gates: Lines::zeros(most_rows * row_len),
+                sums: Lines::zeros(at_once * self.weight_hh.row_len()),
                 c: states.next().unwrap_or_default(),
-                y: y(),
+                y: if projected.is_empty() { next_y() } else { Output::None },
                 cells: cell_rows.next().unwrap_or_default(),
             })
             .collect();
-        let hidden = if self.second.is_some() { vec![0.0; parts.len() * sequences * LANES] } else { Vec::new() };
+        let hidden = room(self.second.is_some(), sequences, layer.hidden_size);
         let mut steps =
-            Steps { weights: self, arch: Arch::new(), team, sequences, h_next: h.clone(), h, hidden, parts, outputs };
-        let mut gathered = Vec::new();
+            Steps { weights: self, arch: Arch::new(), team, group, h_next: h.clone(), h, hidden, parts, projected };
+        let mut gathered = Lines::default();
         for chunk in chunks {
             let first_row = group.starts[chunk.start];
             let mut x =
@@ -171,15 +216,15 @@ impl Weights {
             for s in 0..chunk.len() {
                 let t = if self.reverse { chunk.end - 1 - s } else { chunk.start + s };
                 let (active, row) = (group.active(t), group.starts[t]);
-                steps.run(x.take(), Place { active, row, row_in_chunk: row - first_row });
+                steps.run(x.take(), Place { t, active, row, row_in_chunk: row - first_row });
                 let ending = group.active(t + 1)..active;
                 if !ending.is_empty() {
                     steps.end(ending, &mut last);
                 }
             }
         }
-        let Steps { h, parts, outputs, .. } = steps;
-        drop((parts, outputs));
+        let Steps { h, parts, projected, .. } = steps;
+        drop((parts, projected));
         DirectionOutput { last, cells, h, c }
     }
 }
@@ -187,6 +232,7 @@ impl Weights {
 /// Where the rows of a timestep are.
 #[derive(Clone, Copy)]
 struct Place {
+    t: usize,
     active: usize,
     /// Among all rows, and among those of the chunk.
     row: usize,
@@ -196,23 +242,22 @@ struct Place {
 /// 16 units, and all that only they write.
 struct Part<'a> {
     /// [rows of a chunk][gates][16]
-    x_gates: Vec<f32>,
+    x_gates: Lines,
     /// [rows at once][gates][16]
-    sums: Vec<f32>,
+    sums: Lines,
     /// [sequences][16]
     c: &'a mut [f32],
-    /// [rows][16], if they are output and wanted.
-    y: &'a mut [f32],
+    /// Unless these are the units before a projection.
+    y: Output<'a>,
     /// [rows][16], if wanted.
     cells: &'a mut [f32],
 }
 
 /// 16 units of a projection.
-struct Output<'a> {
+struct Projected<'a> {
     /// [rows at once][16]
-    sums: Vec<f32>,
-    /// [rows][16], if wanted.
-    y: &'a mut [f32],
+    sums: Lines,
+    y: Output<'a>,
 }
 
 /// The timesteps of a run, with all that changes from one to the next.
@@ -220,28 +265,27 @@ struct Steps<'a> {
     weights: &'a Weights,
     arch: Arch,
     team: &'a Team,
-    sequences: usize,
+    group: &'a Group,
     /// In blocks; the rows that are not active are the same in both.
-    h: Vec<f32>,
-    h_next: Vec<f32>,
+    h: Lines,
+    h_next: Lines,
     /// Between the two products of a step, in blocks: o·h(c) before the projection, or r·h.
-    hidden: Vec<f32>,
+    hidden: Lines,
     parts: Vec<Part<'a>>,
-    outputs: Vec<Output<'a>>,
+    projected: Vec<Projected<'a>>,
 }
 
 impl Steps<'_> {
     /// One timestep. The first of a chunk projects the chunk's rows `x`, so many.
     fn run(&mut self, x: Option<(Rows<'_>, usize)>, place: Place) {
-        let Self { weights, arch, team, sequences, h, h_next, hidden, parts, outputs } = self;
-        let (arch, sequences) = (*arch, *sequences);
-        let Place { active, row, row_in_chunk } = place;
+        let Self { weights, arch, team, group, h, h_next, hidden, parts, projected } = self;
+        let (arch, sequences) = (*arch, group.sequences.len());
+        let Place { active, row, row_in_chunk, .. } = place;
         let row_len = weights.weight_ih.row_len();
         let h_prev = Rows::new(h, sequences);
         let (h_size, hidden_size) = (weights.layer.h_size(), weights.layer.hidden_size);
         let has_c = weights.layer.c_size() > 0;
         let needs_all = weights.elementwise.needs_all_units();
-        let projected = matches!(weights.second, Some(Second::Projection(..)));
 
         let first = |u: usize, part: &mut Part<'_>, out: &mut [f32]| {
             if let Some((x, count)) = x {
@@ -261,17 +305,19 @@ impl Steps<'_> {
                 let step = Step { block: u, x_gates, sums, c, h_prev: before, h: &mut out[places] };
                 weights.elementwise.advance(arch, step);
             }
-            keep(part.cells, row, &part.c[..if has_c { active * LANES } else { 0 }], u, hidden_size);
+            if has_c {
+                keep(part.cells, row, &part.c[..active * LANES], valid(hidden_size, u));
+            }
             if weights.second.is_none() {
-                keep(part.y, row, &out[..active * LANES], u, hidden_size);
+                part.y.keep(group, place, &out[..active * LANES], valid(hidden_size, u));
             }
         };
         match &weights.second {
             _ if needs_all => {
                 // With a projection the cell's h goes between the products.
-                let out = if projected { &mut *hidden } else { &mut *h_next };
+                let out = if projected.is_empty() { &mut *h_next } else { &mut *hidden };
                 team.each_with(parts, out, sequences * LANES, first);
-                all_units(weights, arch, parts, out, sequences, place);
+                all_units(weights, arch, parts, out, group, place);
             }
             None => team.each_with(parts, h_next, sequences * LANES, first),
             Some(_) => team.each_with(parts, hidden, sequences * LANES, first),
@@ -280,18 +326,18 @@ impl Steps<'_> {
             None => {}
             Some(Second::Projection(panels, bias)) => {
                 let m = Rows::new(hidden, sequences);
-                team.each_with(outputs, h_next, sequences * LANES, |u, output, out| {
+                team.each_with(projected, h_next, sequences * LANES, |u, part, out| {
                     for first in (0..active).step_by(ROWS_AT_ONCE) {
                         let count = ROWS_AT_ONCE.min(active - first);
                         let out = &mut out[first * LANES..][..count * LANES];
-                        panels.multiply(arch, u, m.from(first), count, &mut output.sums);
-                        out.copy_from_slice(&output.sums[..count * LANES]);
+                        panels.multiply(arch, u, m.from(first), count, &mut part.sums);
+                        out.copy_from_slice(&part.sums[..count * LANES]);
                         if let Some(bias) = bias {
                             let bias = &bias[u * LANES..][..LANES];
                             out.chunks_exact_mut(LANES).for_each(|h| h.iter_mut().zip(bias).for_each(|(h, b)| *h += b));
                         }
                     }
-                    keep(output.y, row, &out[..active * LANES], u, h_size);
+                    part.y.keep(group, place, &out[..active * LANES], valid(h_size, u));
                 });
             }
             Some(Second::Candidate(panels)) => {
@@ -307,7 +353,7 @@ impl Steps<'_> {
                         let step = Step { block: u, x_gates, sums, c: &mut [], h_prev: before, h: &mut out[places] };
                         weights.elementwise.finish(arch, step);
                     }
-                    keep(part.y, row, &out[..active * LANES], u, h_size);
+                    part.y.keep(group, place, &out[..active * LANES], valid(h_size, u));
                 });
             }
         }
@@ -317,7 +363,7 @@ impl Steps<'_> {
     /// The sequences `ending` have their last timestep behind them, or, backwards, their first.
     fn end(&mut self, ending: std::ops::Range<usize>, last: &mut [f32]) {
         let places = ending.start * LANES..ending.end * LANES;
-        let block_len = self.sequences * LANES;
+        let block_len = self.group.sequences.len() * LANES;
         let now = self.h.chunks_exact(block_len);
         for (now, next) in now.clone().zip(self.h_next.chunks_exact_mut(block_len)) {
             next[places.clone()].copy_from_slice(&now[places.clone()]);
@@ -328,13 +374,17 @@ impl Steps<'_> {
     }
 }
 
-/// Copies the valid units of block `u` to the rows from `row` on, if these are wanted.
-fn keep(kept: &mut [f32], row: usize, values: &[f32], u: usize, units: usize) {
+/// How many of `units` block `u` has.
+fn valid(units: usize, u: usize) -> usize {
+    (units - u * LANES).min(LANES)
+}
+
+/// Copies the valid units of a block to the rows from `row` on, if these are wanted.
+fn keep(kept: &mut [f32], row: usize, values: &[f32], valid: usize) {
     if kept.is_empty() || values.is_empty() {
         return;
     }
     let kept = &mut kept[row * LANES..][..values.len()];
-    let valid = (units - u * LANES).min(LANES);
     if valid == LANES {
         return kept.copy_from_slice(values);
     }
@@ -345,15 +395,16 @@ fn keep(kept: &mut [f32], row: usize, values: &[f32], u: usize, units: usize) {
 }
 
 /// The elementwise half of a step that needs all units of a row at once, row after row.
-fn all_units(weights: &Weights, arch: Arch, parts: &mut [Part<'_>], out: &mut [f32], sequences: usize, place: Place) {
+fn all_units(weights: &Weights, arch: Arch, parts: &mut [Part<'_>], out: &mut [f32], group: &Group, place: Place) {
     let units = weights.layer.hidden_size;
     let row_len = weights.weight_ih.row_len();
     let mut x_gates = vec![0.0; units * row_len / LANES];
     let mut sums = x_gates.clone();
     let (mut c, mut h) = (vec![0.0; units], vec![0.0; units]);
+    let block_len = group.sequences.len() * LANES;
     for s in 0..place.active {
         for (u, part) in parts.iter().enumerate() {
-            let valid = (units - u * LANES).min(LANES);
+            let valid = valid(units, u);
             for gate in 0..row_len / LANES {
                 let to = gate * units + u * LANES..gate * units + u * LANES + valid;
                 let from = &part.x_gates[(place.row_in_chunk + s) * row_len + gate * LANES..];
@@ -364,12 +415,14 @@ fn all_units(weights: &Weights, arch: Arch, parts: &mut [Part<'_>], out: &mut [f
         }
         let step = Step { block: 0, x_gates: &mut x_gates, sums: &sums, c: &mut c, h_prev: &[], h: &mut h };
         weights.elementwise.advance(arch, step);
-        for (u, (part, out)) in parts.iter_mut().zip(out.chunks_exact_mut(sequences * LANES)).enumerate() {
+        for (u, (part, out)) in parts.iter_mut().zip(out.chunks_exact_mut(block_len)).enumerate() {
             put(&mut part.c[s * LANES..][..LANES], &c, u);
             put(&mut out[s * LANES..][..LANES], &h, u);
-            keep(part.cells, place.row + s, &part.c[s * LANES..][..LANES], u, units);
-            keep(part.y, place.row + s, &out[s * LANES..][..LANES], u, units);
         }
+    }
+    for (u, (part, out)) in parts.iter_mut().zip(out.chunks_exact(block_len)).enumerate() {
+        keep(part.cells, place.row, &part.c[..place.active * LANES], valid(units, u));
+        part.y.keep(group, place, &out[..place.active * LANES], valid(units, u));
     }
 }
 
@@ -381,7 +434,7 @@ impl<'a> Input<'a> {
         group: &Group,
         chunk: std::ops::Range<usize>,
         width: usize,
-        gathered: &'b mut Vec<f32>,
+        gathered: &'b mut Lines,
     ) -> Rows<'b>
     where
         'a: 'b,
@@ -392,9 +445,7 @@ impl<'a> Input<'a> {
         };
         let count = group.starts[chunk.end] - group.starts[chunk.start];
         let len = blocks(width) * count * LANES;
-        if gathered.len() < len {
-            gathered.resize(len, 0.0);
-        }
+        gathered.grow(len);
         team.each_with(&mut vec![(); blocks(width)], &mut gathered[..len], count * LANES, |block, (), rows| {
             let mut rows = rows.chunks_exact_mut(LANES);
             for t in chunk.clone() {

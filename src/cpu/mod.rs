@@ -10,6 +10,7 @@
 
 mod activation;
 mod cell;
+mod columns;
 mod direction;
 mod panels;
 mod rows;
@@ -17,14 +18,13 @@ mod team;
 
 use std::cmp::Reverse;
 
-use rayon::prelude::*;
-
 use crate::batch::{BatchOutput, Layout, SequenceBatch, SequenceOutput};
 use crate::error::Result;
 use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
 use crate::weights::LstmWeights;
-use direction::{Collect, DirectionOutput, Input, Weights};
-use rows::{LANES, Rows, blocks, from_blocks, to_blocks};
+use columns::Columns;
+use direction::{Collect, DirectionOutput, Input, Output, Weights};
+use rows::{LANES, Lines, Rows, blocks, from_blocks, to_blocks};
 use team::Team;
 
 /// The number of threads that a run may use.
@@ -44,7 +44,7 @@ impl CpuLstm {
     /// Packs the weights.
     pub(crate) fn new(weights: &LstmWeights) -> Self {
         /// Small enough that the gates are still in the cache when their timestep comes.
-        const CHUNK_BYTES: usize = 1 << 20;
+        const CHUNK_BYTES: usize = 256 << 10;
         Self::with_chunk_bytes(weights, CHUNK_BYTES)
     }
 
@@ -66,20 +66,48 @@ impl CpuLstm {
     /// Runs a batch that [`SequenceBatch::validate`] has accepted for this model's spec.
     pub(crate) fn run(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         let (groups, threads) = self.groups(batch);
-        let run = |group: &Group| {
-            // A team for all layers, unless two directions have one each.
-            let outer = if self.has_two_directions() { 1 } else { threads };
-            Team::of(outer, |team| self.run_group(batch, group, team, threads))
-        };
-        let results: Vec<GroupOutput> = match groups.as_slice() {
-            [only] => vec![run(only)],
-            groups => groups.par_iter().map(run).collect(),
-        };
-        Ok(self.assemble(batch, &groups, &results))
+        if let [only] = groups.as_slice() {
+            return Ok(Team::of(self.outer_team(threads), |team| {
+                // The last layer writes its output where it belongs, unless directions are summed.
+                let direct = batch.requested().sequence == SequenceOutput::All && !self.sums_output();
+                let mut output =
+                    direct.then(|| vec![0.0; batch.seq_len() * batch.batch_size() * self.spec.output_size()]);
+                let columns = output.as_deref_mut().map(|array| Columns::new(array, self.spec.output_size()));
+                let results = [self.run_group(batch, only, team, threads, columns)];
+                self.assemble(batch, &groups, &results, team, output)
+            }));
+        }
+        let mut results: Vec<Option<GroupOutput>> = groups.iter().map(|_| None).collect();
+        rayon::in_place_scope(|scope| {
+            let run = |group, result: &mut Option<GroupOutput>| {
+                let outer = self.outer_team(threads);
+                *result = Some(Team::of(outer, |team| self.run_group(batch, group, team, threads, None)));
+            };
+            let mut pairs = groups.iter().zip(&mut results);
+            let first = pairs.next();
+            for (group, result) in pairs {
+                scope.spawn(move |_| run(group, result));
+            }
+            // The first on this thread, which would only wait otherwise.
+            if let Some((group, result)) = first {
+                run(group, result);
+            }
+        });
+        let results: Vec<GroupOutput> = results.into_iter().flatten().collect();
+        Ok(Team::of(threads * groups.len(), |team| self.assemble(batch, &groups, &results, team, None)))
     }
 
-    fn has_two_directions(&self) -> bool {
-        self.spec.layers().iter().any(|layer| layer.direction == Direction::Bidirectional)
+    /// Whether the directions of the last layer are added.
+    fn sums_output(&self) -> bool {
+        let layer = self.spec.last_layer();
+        layer.merge == Merge::Sum && layer.num_directions() == 2
+    }
+
+    /// The members of the team that runs a group: all of its threads, or one for each of two directions, which have teams
+    /// of their own.
+    fn outer_team(&self, threads: usize) -> usize {
+        let both = self.spec.layers().iter().any(|layer| layer.direction == Direction::Bidirectional);
+        if both { threads.min(2) } else { threads }
     }
 
     /// Deals the sequences, longest first, to as many groups as can work on their own with rows enough each for a good
@@ -101,32 +129,52 @@ impl CpuLstm {
         // A step of one cell, and what is projected for it.
         let of_step = all / longest / self.cells.len();
         let threads = num_threads().min(all / WORTH_A_RUN).max(1);
-        let in_a_team = threads.min(of_step / WORTH_A_STEP).max(1);
+        let directions = self.spec.layers().iter().map(LayerSpec::num_directions).max().unwrap_or(1);
+        // Two directions need no step to be shared.
+        let in_a_team = threads.min((of_step / WORTH_A_STEP).max(1) * directions);
         let count = (lengths.len() / ROWS_PER_GROUP).min(threads / in_a_team).max(1);
         let deal = |g| Group::new(order.iter().copied().skip(g).step_by(count).collect(), lengths);
-        ((0..count).map(deal).collect(), if self.has_two_directions() { threads / count } else { in_a_team })
+        ((0..count).map(deal).collect(), in_a_team)
     }
 
-    /// All layers of one group.
-    fn run_group(&self, batch: &SequenceBatch<'_>, group: &Group, team: &Team, threads: usize) -> GroupOutput {
+    /// All layers of one group; the output goes to `columns` of the padded array, if they are given.
+    fn run_group(
+        &self,
+        batch: &SequenceBatch<'_>,
+        group: &Group,
+        team: &Team,
+        threads: usize,
+        mut columns: Option<Columns<'_>>,
+    ) -> GroupOutput {
         let requested = batch.requested();
         let mut h_0 = Blocks { states: batch.initial_h(), batch_size: batch.batch_size() };
         let mut c_0 = Blocks { states: batch.initial_c(), batch_size: batch.batch_size() };
         let mut cells = self.cells.iter();
         let mut results = Vec::new();
-        let mut input = Vec::new();
+        let mut input = Lines::default();
         for (l, layer) in self.spec.layers().iter().enumerate() {
             let is_last = l + 1 == self.spec.num_layers();
             let collect = Collect {
                 last: is_last && requested.sequence == SequenceOutput::Last,
                 cells: is_last && requested.cells,
             };
-            let y_len = if !is_last || requested.sequence == SequenceOutput::All {
-                blocks(layer.h_size()) * group.num_rows() * LANES
-            } else {
-                0
+            let columns = if is_last { columns.take() } else { None };
+            let wanted = !is_last || requested.sequence == SequenceOutput::All;
+            let y_len = match columns.is_none() && wanted {
+                true => blocks(layer.h_size()) * group.num_rows() * LANES,
+                false => 0,
             };
-            let mut y = vec![0.0; layer.num_directions() * y_len];
+            let mut y = Lines::zeros(layer.num_directions() * y_len);
+            let (y_0, y_1) = y.split_at_mut(y_len);
+            let outputs = match columns {
+                Some(columns) => {
+                    let (first, second) = columns.split(layer.h_size());
+                    [Output::Padded(first, batch), Output::Padded(second, batch)]
+                }
+                None if wanted => [Output::Blocks(y_0), Output::Blocks(y_1)],
+                None => [Output::None, Output::None],
+            };
+            let [output_0, output_1] = outputs;
             let rows = match l {
                 0 => Input::Batch(batch),
                 _ => Input::Rows(Rows::new(&input, group.num_rows())),
@@ -135,22 +183,21 @@ impl CpuLstm {
                 let weights = cells.next().expect("one cell per layer and direction");
                 (weights, (h_0.next(group, layer.h_size()), c_0.next(group, layer.c_size())))
             };
-            let run = |team: &Team, (weights, states): (&Weights, _), y: &mut [f32]| {
+            let run = |team: &Team, (weights, states): (&Weights, _), y: Output<'_>| {
                 weights.run(team, group, rows, states, y, collect, self.chunk_bytes)
             };
-            match layer.direction {
-                Direction::Bidirectional => {
-                    let (first, second) = (next(), next());
-                    let (y_0, y_1) = y.split_at_mut(y_len);
-                    let of = |threads, cell, y| Team::of(threads, |team| run(team, cell, y));
-                    let (forward, reverse) = match threads {
-                        1 => (of(1, first, y_0), of(1, second, y_1)),
-                        _ => rayon::join(|| of(threads / 2, first, y_0), || of(threads / 2, second, y_1)),
-                    };
-                    results.extend([forward, reverse]);
-                }
-                _ if self.has_two_directions() => results.push(Team::of(threads, |team| run(team, next(), &mut y))),
-                _ => results.push(run(team, next(), &mut y)),
+            if layer.direction == Direction::Bidirectional {
+                let mut directions = [(Some((next(), output_0)), None), (Some((next(), output_1)), None)];
+                team.each(&mut directions, |_, (work, result)| {
+                    let work = work.take();
+                    *result = work.map(|(cell, y)| Team::of(threads / 2, |team| run(team, cell, y)));
+                });
+                results.extend(directions.into_iter().filter_map(|(_, result)| result));
+            } else if team.size() < threads {
+                // Beside bidirectional layers: a member of the outer team waits meanwhile.
+                results.push(Team::of(threads - 1, |team| run(team, next(), output_0)));
+            } else {
+                results.push(run(team, next(), output_0));
             }
             input = y;
             if layer.direction == Direction::Bidirectional && layer.merge == Merge::Sum && !is_last {
@@ -161,7 +208,14 @@ impl CpuLstm {
     }
 
     /// Puts the results of all groups where [`BatchOutput`] says.
-    fn assemble(&self, batch: &SequenceBatch<'_>, groups: &[Group], results: &[GroupOutput]) -> BatchOutput {
+    fn assemble(
+        &self,
+        batch: &SequenceBatch<'_>,
+        groups: &[Group],
+        results: &[GroupOutput],
+        team: &Team,
+        written: Option<Vec<f32>>,
+    ) -> BatchOutput {
         let requested = batch.requested();
         let layer = self.spec.last_layer();
         let first_of_last = self.cells.len() - layer.num_directions();
@@ -203,14 +257,14 @@ impl CpuLstm {
                 let len = results[g].y.len() / layer.num_directions();
                 &results[g].y[d * len..][..len]
             };
-            padded(batch, groups, layer, layer.merge, layer.h_size(), &half)
+            padded(team, batch, groups, layer, layer.merge, layer.h_size(), &half)
         };
         let cells = || {
-            let of = |g: usize, d: usize| results[g].cells[first_of_last + d].cells.as_slice();
-            padded(batch, groups, layer, Merge::Concat, layer.c_size(), &of)
+            let of = |g: usize, d: usize| &*results[g].cells[first_of_last + d].cells;
+            padded(team, batch, groups, layer, Merge::Concat, layer.c_size(), &of)
         };
         BatchOutput {
-            output: (requested.sequence == SequenceOutput::All).then(output),
+            output: written.or_else(|| (requested.sequence == SequenceOutput::All).then(output)),
             last: (requested.sequence == SequenceOutput::Last).then(last),
             pooled: None,
             h_n: requested.final_state.then(|| states(LayerSpec::h_size, |r| &r.h)),
@@ -223,7 +277,7 @@ impl CpuLstm {
 /// The results of one group.
 struct GroupOutput {
     /// The rows of the last layer in blocks, direction after direction; empty if not wanted.
-    y: Vec<f32>,
+    y: Lines,
     /// One per cell of the spec.
     cells: Vec<DirectionOutput>,
 }
@@ -231,6 +285,7 @@ struct GroupOutput {
 /// The array of all timesteps of all sequences from the rows in blocks of every group and direction; zeros past the
 /// lengths.
 fn padded<'a>(
+    team: &Team,
     batch: &SequenceBatch<'_>,
     groups: &[Group],
     layer: &LayerSpec,
@@ -238,8 +293,7 @@ fn padded<'a>(
     width: usize,
     of: &(dyn Fn(usize, usize) -> &'a [f32] + Sync),
 ) -> Vec<f32> {
-    /// Bytes that are worth a thread.
-    const WORTH_A_THREAD: usize = 1 << 18;
+    const BYTES_AT_ONCE: usize = 1 << 16;
     let (seq_len, batch_size) = (batch.seq_len(), batch.batch_size());
     let directions = layer.num_directions();
     let row_len = merge.num_outputs(directions) * width;
@@ -272,17 +326,14 @@ fn padded<'a>(
             }
         }
     };
-    let rows_each = (WORTH_A_THREAD / (row_len * size_of::<f32>())).max(1);
-    if array.len() <= rows_each * row_len {
-        fill(0, &mut array);
-    } else {
-        array.par_chunks_mut(rows_each * row_len).enumerate().for_each(|(i, rows)| fill(i * rows_each, rows));
-    }
+    let rows_each = (BYTES_AT_ONCE / (row_len * size_of::<f32>())).max(1);
+    let mut parts: Vec<&mut [f32]> = array.chunks_mut(rows_each * row_len).collect();
+    team.each(&mut parts, |i, rows| fill(i * rows_each, rows));
     array
 }
 
 /// Adds the second half to the first, and keeps that.
-fn sum(y: &mut Vec<f32>) {
+fn sum(y: &mut Lines) {
     let len = y.len() / 2;
     let (first, second) = y.split_at_mut(len);
     add(first, second);
@@ -340,7 +391,7 @@ struct Blocks<'a> {
 impl Blocks<'_> {
     /// The rows of the group's sequences in the next cell's block [B, width], in blocks of columns; zero if none are
     /// given.
-    fn next(&mut self, group: &Group, width: usize) -> Vec<f32> {
+    fn next(&mut self, group: &Group, width: usize) -> Lines {
         let mut rows = vec![0.0; group.sequences.len() * width];
         if let Some(states) = &mut self.states {
             let (block, rest) = states.split_at(self.batch_size * width);

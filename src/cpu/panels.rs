@@ -8,17 +8,20 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::rows::{LANES, Rows, blocks};
+use super::rows::{LANES, Lines, Rows, blocks};
 
 /// Rows of the largest tile.
 const TILE_ROWS: usize = 6;
 
-/// A weight matrix [gates · units, K] as panels of 16 units of a gate, each [K][16]; the gates of the same units lie
-/// together: [⌈units / 16⌉][gates][K][16]. The last units are padded with zeros.
+/// A weight matrix [gates · units, K] as panels of 16 units, [⌈units / 16⌉][K][gates][16] where a tile takes all gates at
+/// once, so that it reads one stretch of memory; [⌈units / 16⌉][gates][K][16] otherwise. The last units are padded with
+/// zeros.
 pub(super) struct Panels {
     k: usize,
     gates: usize,
-    values: Vec<f32>,
+    /// Gates that lie beside each other: all, or one.
+    together: usize,
+    values: Lines,
 }
 
 impl Panels {
@@ -39,15 +42,17 @@ impl Panels {
         });
         let places: Vec<usize> = ends.flat_map(|(first, part)| first..first + part).collect();
         let k = places.last().map_or(0, |last| last + 1);
-        let mut values = vec![0.0; blocks(units) * gates * k * LANES];
+        let together = Arch::new().dispatch(GatesAtOnce(gates));
+        let mut values = Lines::zeros(blocks(units) * gates * k * LANES);
         for (row, weights) in weight.chunks_exact(width.max(1)).enumerate() {
             let (gate, unit) = (row / units, row % units);
-            let panel = (unit / LANES * gates + gate) * k * LANES;
+            let panel = (unit / LANES * gates + gate / together * together) * k * LANES;
+            let first = panel + gate % together * LANES + unit % LANES;
             for (&place, &w) in places.iter().zip(weights) {
-                values[panel + place * LANES + unit % LANES] = w;
+                values[first + place * together * LANES] = w;
             }
         }
-        Self { k, gates, values }
+        Self { k, gates, together, values }
     }
 
     /// Numbers of a row of the result: gates · 16.
@@ -68,8 +73,21 @@ impl Panels {
         if self.k == 0 {
             sums.fill(0.0);
         } else if count > 0 {
-            arch.dispatch(Product { panels, k: self.k, gates: self.gates, rows, count, sums });
+            arch.dispatch(Product { panels, k: self.k, gates: self.gates, together: self.together, rows, count, sums });
         }
+    }
+}
+
+/// How many of so many gates lie beside each other, as the tiles of the processor want it.
+struct GatesAtOnce(usize);
+
+impl WithSimd for GatesAtOnce {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        // See `Product`: a tile of 24 chains has six rows of four vectors.
+        if S::F32_LANES == LANES { self.0 } else { 1 }
     }
 }
 
@@ -78,6 +96,7 @@ struct Product<'a> {
     panels: &'a [f32],
     k: usize,
     gates: usize,
+    together: usize,
     rows: Rows<'a>,
     count: usize,
     sums: &'a mut [f32],
@@ -89,33 +108,40 @@ impl WithSimd for Product<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         // Chains that do not wait for each other: about 24 where there are 32 registers, 12 where there are 16.
-        match S::F32_LANES {
-            16 => self.run::<S, 1, 4, 4, 4>(simd),
-            8 => self.run::<S, 2, 1, 2, 4>(simd),
-            4 if cfg!(target_arch = "aarch64") => self.run::<S, 4, 1, 2, 4>(simd),
-            4 => self.run::<S, 4, 1, 1, 2>(simd),
+        match (S::F32_LANES, self.together) {
+            (16, 4) => self.run::<S, 1, 4, 4, 4, 4>(simd),
+            (16, 3) => self.run::<S, 1, 3, 3, 3, 3>(simd),
+            (16, 2) => self.run::<S, 1, 2, 2, 2, 2>(simd),
+            (16, _) => self.run::<S, 1, 1, 1, 1, 1>(simd),
+            (8, _) => self.run::<S, 2, 1, 1, 2, 4>(simd),
+            (4, _) if cfg!(target_arch = "aarch64") => self.run::<S, 4, 1, 1, 2, 4>(simd),
+            (4, _) => self.run::<S, 4, 1, 1, 1, 2>(simd),
             _ => self.run_scalar(simd),
         }
     }
 }
 
 impl Product<'_> {
-    /// V vectors to a panel; as many panels at once for tiles of three rows and more, two, and one.
+    /// V vectors to a panel, G gates beside each other; as many panels at once for tiles of three rows and more, two, and
+    /// one.
     #[inline(always)]
-    fn run<S: Simd, const V: usize, const MANY: usize, const TWO: usize, const ONE: usize>(self, simd: S) {
-        let Self { panels, k, gates, rows, count, sums } = self;
+    fn run<S: Simd, const V: usize, const G: usize, const MANY: usize, const TWO: usize, const ONE: usize>(
+        self,
+        simd: S,
+    ) {
+        let Self { panels, k, gates, rows, count, sums, .. } = self;
         let row_len = gates * LANES;
         let whole = count / TILE_ROWS * TILE_ROWS;
         for first in (0..whole).step_by(TILE_ROWS) {
-            pass::<S, TILE_ROWS, MANY, V>(simd, panels, k, gates, rows.from(first), &mut sums[first * row_len..]);
+            pass::<S, TILE_ROWS, MANY, V, G>(simd, panels, k, gates, rows.from(first), &mut sums[first * row_len..]);
         }
         let (rows, sums) = (rows.from(whole), &mut sums[whole * row_len..]);
         match count - whole {
-            1 => pass::<S, 1, ONE, V>(simd, panels, k, gates, rows, sums),
-            2 => pass::<S, 2, TWO, V>(simd, panels, k, gates, rows, sums),
-            3 => pass::<S, 3, MANY, V>(simd, panels, k, gates, rows, sums),
-            4 => pass::<S, 4, MANY, V>(simd, panels, k, gates, rows, sums),
-            5 => pass::<S, 5, MANY, V>(simd, panels, k, gates, rows, sums),
+            1 => pass::<S, 1, ONE, V, G>(simd, panels, k, gates, rows, sums),
+            2 => pass::<S, 2, TWO, V, G>(simd, panels, k, gates, rows, sums),
+            3 => pass::<S, 3, MANY, V, G>(simd, panels, k, gates, rows, sums),
+            4 => pass::<S, 4, MANY, V, G>(simd, panels, k, gates, rows, sums),
+            5 => pass::<S, 5, MANY, V, G>(simd, panels, k, gates, rows, sums),
             _ => {}
         }
     }
@@ -139,7 +165,7 @@ impl Product<'_> {
 
 /// M rows times all panels, P at a time.
 #[inline(always)]
-fn pass<S: Simd, const M: usize, const P: usize, const V: usize>(
+fn pass<S: Simd, const M: usize, const P: usize, const V: usize, const G: usize>(
     simd: S,
     panels: &[f32],
     k: usize,
@@ -147,28 +173,23 @@ fn pass<S: Simd, const M: usize, const P: usize, const V: usize>(
     rows: Rows<'_>,
     sums: &mut [f32],
 ) {
-    let panel_len = k * LANES;
     let mut gate = 0;
-    let mut at_once = P;
     while gate < gates {
-        while at_once > gates - gate {
-            at_once -= 1;
-        }
-        let panels = &panels[gate * panel_len..];
+        let panels = &panels[gate * k * LANES..];
         let sums = &mut sums[gate * LANES..];
-        match at_once {
-            4 => tile::<S, M, 4, V>(simd, panels, k, gates, rows, sums),
-            3 => tile::<S, M, 3, V>(simd, panels, k, gates, rows, sums),
-            2 => tile::<S, M, 2, V>(simd, panels, k, gates, rows, sums),
-            _ => tile::<S, M, 1, V>(simd, panels, k, gates, rows, sums),
+        match P.min(gates - gate) {
+            4 => tile::<S, M, 4, V, G>(simd, panels, k, gates, rows, sums),
+            3 => tile::<S, M, 3, V, G>(simd, panels, k, gates, rows, sums),
+            2 => tile::<S, M, 2, V, G>(simd, panels, k, gates, rows, sums),
+            _ => tile::<S, M, 1, V, G>(simd, panels, k, gates, rows, sums),
         }
-        gate += at_once;
+        gate += P;
     }
 }
 
-/// M rows times the first P of `panels`.
+/// M rows times the first P of `panels`; P is G where G is more than one.
 #[inline(always)]
-fn tile<S: Simd, const M: usize, const P: usize, const V: usize>(
+fn tile<S: Simd, const M: usize, const P: usize, const V: usize, const G: usize>(
     simd: S,
     panels: &[f32],
     k: usize,
@@ -176,23 +197,50 @@ fn tile<S: Simd, const M: usize, const P: usize, const V: usize>(
     rows: Rows<'_>,
     sums: &mut [f32],
 ) {
-    let panels: [&[S::f32s]; P] = std::array::from_fn(|p| S::as_simd_f32s(&panels[p * k * LANES..][..k * LANES]).0);
+    if G > 1 && P != G {
+        return; // never called so; keeps the compiler from making it
+    }
+    // Where several gates lie beside each other there is one stream of them.
+    let streams: [&[S::f32s]; P] = std::array::from_fn(|p| {
+        let first = if G > 1 { 0 } else { p * k * LANES };
+        S::as_simd_f32s(&panels[first..][..k * G * LANES]).0
+    });
     let mut chains = [[[simd.splat_f32s(0.0); V]; P]; M];
+    if M == 1 && rows.stride == LANES {
+        // A row of its own lies in one stretch. A loop of unknown length stays a loop; unrolled over whole blocks, the
+        // compiler puts the links of each chain one after the other.
+        let weights: [&[S::f32s]; P] = std::array::from_fn(|p| &streams[p][..k * V * G]);
+        for (i, &x) in rows.values[..k].iter().enumerate() {
+            step::<S, M, P, V, G>(simd, weights, [x; M], i, &mut chains);
+        }
+        return store::<S, M, P, V>(&chains, gates, sums);
+    }
     let whole = k / LANES;
     for block in 0..whole {
         let x = rows.values[block * rows.stride..][..M * LANES].as_chunks::<LANES>().0;
-        let weights: [&[S::f32s]; P] = std::array::from_fn(|p| &panels[p][block * LANES * V..][..LANES * V]);
+        let weights: [&[S::f32s]; P] = std::array::from_fn(|p| &streams[p][block * LANES * V * G..][..LANES * V * G]);
         for i in 0..LANES {
-            step::<S, M, P, V>(simd, weights, x, i, &mut chains);
+            step::<S, M, P, V, G>(simd, weights, std::array::from_fn(|r| x[r][i]), i, &mut chains);
         }
     }
-    if k > whole * LANES {
+    let rest = k - whole * LANES;
+    if rest > 0 {
         let x = rows.values[whole * rows.stride..][..M * LANES].as_chunks::<LANES>().0;
-        let weights: [&[S::f32s]; P] = std::array::from_fn(|p| &panels[p][whole * LANES * V..]);
-        for i in 0..k - whole * LANES {
-            step::<S, M, P, V>(simd, weights, x, i, &mut chains);
+        let weights: [&[S::f32s]; P] = std::array::from_fn(|p| &streams[p][whole * LANES * V * G..][..rest * V * G]);
+        for i in 0..rest {
+            step::<S, M, P, V, G>(simd, weights, std::array::from_fn(|r| x[r][i]), i, &mut chains);
         }
     }
+    store::<S, M, P, V>(&chains, gates, sums);
+}
+
+/// Writes the sums of a tile.
+#[inline(always)]
+fn store<S: Simd, const M: usize, const P: usize, const V: usize>(
+    chains: &[[[S::f32s; V]; P]; M],
+    gates: usize,
+    sums: &mut [f32],
+) {
     for (r, chains) in chains.iter().enumerate() {
         for (p, chains) in chains.iter().enumerate() {
             sums[(r * gates + p) * LANES..][..LANES].copy_from_slice(bytemuck::cast_slice(chains));
@@ -202,16 +250,19 @@ fn tile<S: Simd, const M: usize, const P: usize, const V: usize>(
 
 /// One k of a tile.
 #[inline(always)]
-fn step<S: Simd, const M: usize, const P: usize, const V: usize>(
+fn step<S: Simd, const M: usize, const P: usize, const V: usize, const G: usize>(
     simd: S,
     weights: [&[S::f32s]; P],
-    x: &[[f32; LANES]],
+    x: [f32; M],
     i: usize,
     chains: &mut [[[S::f32s; V]; P]; M],
 ) {
-    let weights: [[S::f32s; V]; P] = std::array::from_fn(|p| std::array::from_fn(|v| weights[p][i * V + v]));
+    let weights: [[S::f32s; V]; P] = std::array::from_fn(|p| {
+        let first = if G > 1 { (i * G + p) * V } else { i * V };
+        std::array::from_fn(|v| weights[p][first + v])
+    });
     for r in 0..M {
-        let x = simd.splat_f32s(x[r][i]);
+        let x = simd.splat_f32s(x[r]);
         for p in 0..P {
             for v in 0..V {
                 chains[r][p][v] = simd.mul_add_e_f32s(x, weights[p][v], chains[r][p][v]);
@@ -271,8 +322,8 @@ mod tests {
         let weight: Vec<f32> = (0..4 * units * 40).map(value).collect();
         let row: Vec<f32> = (0..40).map(|i| value(i + 5)).collect();
         let panels = Panels::of_parts(&weight, 4, units, &parts);
-        let mut x = to_blocks(&row[..20], 20);
-        x.extend(to_blocks(&row[20..], 20));
+        let x = to_blocks(&row[..20], 20);
+        let x = [&*x, &to_blocks(&row[20..], 20)].concat();
         let mut sums = vec![f32::NAN; panels.row_len()];
         panels.multiply(Arch::new(), 0, Rows::new(&x, 1), 1, &mut sums);
         for (gate, unit) in (0..4).flat_map(|g| (0..units).map(move |u| (g, u))) {

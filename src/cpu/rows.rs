@@ -5,8 +5,55 @@
 //! thread that computes 16 units writes one stretch of memory.
 //! The places past the width hold anything; nothing reads them.
 
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{Pod, Zeroable};
+
 /// Columns of a block.
 pub(super) const LANES: usize = 16;
+
+/// 16 numbers, one line of the cache.
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+/// Numbers whose lines of 16 are lines of the cache, so that no vector is read in two halves.
+#[derive(Clone, Default)]
+pub(super) struct Lines(Vec<Line>);
+
+impl Lines {
+    /// `len` zeros, a multiple of 16.
+    pub(super) fn zeros(len: usize) -> Self {
+        debug_assert!(len.is_multiple_of(LANES));
+        Self(bytemuck::zeroed_vec(len / LANES))
+    }
+
+    /// Makes it at least so long.
+    pub(super) fn grow(&mut self, len: usize) {
+        if self.len() < len {
+            *self = Self::zeros(len);
+        }
+    }
+
+    /// Keeps the first `len`, a multiple of 16.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.0.truncate(len / LANES);
+    }
+}
+
+impl Deref for Lines {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
 
 /// Some rows of blocks.
 #[derive(Clone, Copy)]
@@ -35,8 +82,12 @@ impl<'a> Rows<'a> {
 
     /// Row `r`, one after the other.
     pub(super) fn copy_to(self, r: usize, row: &mut [f32]) {
-        for (block, to) in row.chunks_mut(LANES).enumerate() {
-            to.copy_from_slice(&self.block(block, r)[..to.len()]);
+        let (whole, rest) = row.as_chunks_mut::<LANES>();
+        for (block, to) in whole.iter_mut().enumerate() {
+            *to = *self.block(block, r);
+        }
+        if !rest.is_empty() {
+            rest.copy_from_slice(&self.block(whole.len(), r)[..rest.len()]);
         }
     }
 
@@ -54,9 +105,9 @@ pub(super) fn blocks(width: usize) -> usize {
 }
 
 /// Rows of `width` numbers, one after the other, as blocks.
-pub(super) fn to_blocks(rows: &[f32], width: usize) -> Vec<f32> {
+pub(super) fn to_blocks(rows: &[f32], width: usize) -> Lines {
     let count = rows.len().checked_div(width).unwrap_or(0);
-    let mut values = vec![0.0; blocks(width) * count * LANES];
+    let mut values = Lines::zeros(blocks(width) * count * LANES);
     for (block, values) in values.chunks_exact_mut((count * LANES).max(1)).enumerate() {
         for (to, row) in values.chunks_exact_mut(LANES).zip(rows.chunks_exact(width)) {
             put(to, row, block);
@@ -67,8 +118,11 @@ pub(super) fn to_blocks(rows: &[f32], width: usize) -> Vec<f32> {
 
 /// Copies what a row has of block `block`.
 pub(super) fn put(to: &mut [f32], row: &[f32], block: usize) {
-    let row = &row[block * LANES..row.len().min((block + 1) * LANES)];
-    to[..row.len()].copy_from_slice(row);
+    let row = &row[block * LANES..];
+    match (row.first_chunk::<LANES>(), to.first_chunk_mut::<LANES>()) {
+        (Some(row), Some(to)) => *to = *row, // without a call
+        _ => to[..row.len()].copy_from_slice(row),
+    }
 }
 
 /// The reverse of [`to_blocks`].
