@@ -281,6 +281,7 @@ impl Steps<'_> {
         let Self { weights, arch, team, group, h, h_next, hidden, parts, projected } = self;
         let (arch, sequences) = (*arch, group.sequences.len());
         let Place { active, row, row_in_chunk, .. } = place;
+        let backwards = place.t % 2 == 1;
         let row_len = weights.weight_ih.row_len();
         let h_prev = Rows::new(h, sequences);
         let (h_size, hidden_size) = (weights.layer.h_size(), weights.layer.hidden_size);
@@ -316,17 +317,17 @@ impl Steps<'_> {
             _ if needs_all => {
                 // With a projection the cell's h goes between the products.
                 let out = if projected.is_empty() { &mut *h_next } else { &mut *hidden };
-                team.each_with(parts, out, sequences * LANES, first);
+                team.each_with(parts, out, sequences * LANES, backwards, first);
                 all_units(weights, arch, parts, out, group, place);
             }
-            None => team.each_with(parts, h_next, sequences * LANES, first),
-            Some(_) => team.each_with(parts, hidden, sequences * LANES, first),
+            None => team.each_with(parts, h_next, sequences * LANES, backwards, first),
+            Some(_) => team.each_with(parts, hidden, sequences * LANES, backwards, first),
         }
         match &weights.second {
             None => {}
             Some(Second::Projection(panels, bias)) => {
                 let m = Rows::new(hidden, sequences);
-                team.each_with(projected, h_next, sequences * LANES, |u, part, out| {
+                team.each_with(projected, h_next, sequences * LANES, backwards, |u, part, out| {
                     for first in (0..active).step_by(ROWS_AT_ONCE) {
                         let count = ROWS_AT_ONCE.min(active - first);
                         let out = &mut out[first * LANES..][..count * LANES];
@@ -342,7 +343,7 @@ impl Steps<'_> {
             }
             Some(Second::Candidate(panels)) => {
                 let m = Rows::new(hidden, sequences);
-                team.each_with(parts, h_next, sequences * LANES, |u, part, out| {
+                team.each_with(parts, h_next, sequences * LANES, backwards, |u, part, out| {
                     for first in (0..active).step_by(ROWS_AT_ONCE) {
                         let count = ROWS_AT_ONCE.min(active - first);
                         let sums = &mut part.sums[..count * LANES];
@@ -446,7 +447,7 @@ impl<'a> Input<'a> {
         let count = group.starts[chunk.end] - group.starts[chunk.start];
         let len = blocks(width) * count * LANES;
         gathered.grow(len);
-        team.each_with(&mut vec![(); blocks(width)], &mut gathered[..len], count * LANES, |block, (), rows| {
+        team.each_with(&mut vec![(); blocks(width)], &mut gathered[..len], count * LANES, false, |block, (), rows| {
             let mut rows = rows.chunks_exact_mut(LANES);
             for t in chunk.clone() {
                 for (&b, to) in group.sequences[..group.active(t)].iter().zip(&mut rows) {

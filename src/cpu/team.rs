@@ -23,6 +23,8 @@ pub(super) struct Team {
     ranges: Vec<Range>,
     /// Of the loop that is under way.
     job: UnsafeCell<Option<Job>>,
+    /// Whether each member goes through its range from the end.
+    backwards: AtomicBool,
     /// Parts that helpers have finished in this loop.
     finished: AtomicUsize,
     over: AtomicBool,
@@ -34,14 +36,19 @@ type Job = &'static (dyn Fn(usize) + Sync);
 // finished; it is read by helpers only after they claimed a part, which orders the read after the write.
 unsafe impl Sync for Team {}
 
-/// Parts that are left, as `next` << 32 | `end`; apart from one another in memory, since they are polled.
+/// A member's parts; apart from one another in memory, since they are polled.
 #[repr(align(128))]
-struct Range(AtomicU64);
+#[derive(Default)]
+struct Range {
+    /// Those that are left, as `next` << 32 | `end`.
+    left: AtomicU64,
+    first: AtomicUsize,
+}
 
 impl Range {
-    /// The next part of the range, if one is left.
-    fn claim(&self) -> Option<usize> {
-        let mut left = self.0.load(Ordering::Relaxed);
+    /// The next part of the range, if one is left; with the range's first and its end.
+    fn claim(&self) -> Option<(usize, usize, usize)> {
+        let mut left = self.left.load(Ordering::Relaxed);
         loop {
             let (next, end) = (left >> 32, left & u64::from(u32::MAX));
             if next >= end {
@@ -49,8 +56,9 @@ impl Range {
             }
             // Acquire: what the owner wrote before it opened the loop is seen. Should a later loop have come between, the
             // part belongs to that one.
-            match self.0.compare_exchange_weak(left, left + (1 << 32), Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(next as usize),
+            match self.left.compare_exchange_weak(left, left + (1 << 32), Ordering::Acquire, Ordering::Relaxed) {
+                // The range is that of the loop until this part is finished.
+                Ok(_) => return Some((next as usize, self.first.load(Ordering::Relaxed), end as usize)),
                 Err(now) => left = now,
             }
         }
@@ -61,8 +69,9 @@ impl Team {
     /// Calls `body` with a team of as many threads, this one included; helpers come from rayon's pool.
     pub(super) fn of<R>(threads: usize, body: impl FnOnce(&Team) -> R) -> R {
         let team = Team {
-            ranges: (0..threads.max(1)).map(|_| Range(AtomicU64::new(0))).collect(),
+            ranges: (0..threads.max(1)).map(|_| Range::default()).collect(),
             job: UnsafeCell::new(None),
+            backwards: AtomicBool::new(false),
             finished: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         };
@@ -92,9 +101,11 @@ impl Team {
     }
 
     /// Calls `f(i)` once for every i in 0..parts, and returns when all calls have.
-    pub(super) fn each_index(&self, parts: usize, f: impl Fn(usize) + Sync) {
+    ///
+    /// Going `backwards` in every second loop over the same data finds what was used last still in the cache.
+    fn each_index(&self, parts: usize, backwards: bool, f: impl Fn(usize) + Sync) {
         if self.size() == 1 || parts <= 1 {
-            return (0..parts).for_each(f);
+            return if backwards { (0..parts).rev().for_each(f) } else { (0..parts).for_each(f) };
         }
         assert!(u32::try_from(parts).is_ok(), "{parts} parts");
         let job: &(dyn Fn(usize) + Sync) = &f;
@@ -104,9 +115,11 @@ impl Team {
         // SAFETY: no loop is under way, so nobody reads it.
         unsafe { *self.job.get() = Some(job) };
         self.finished.store(0, Ordering::Relaxed);
+        self.backwards.store(backwards, Ordering::Relaxed);
         for (member, range) in self.ranges.iter().enumerate() {
             let bound = |m: usize| (m * parts / self.size()) as u64;
-            range.0.store(bound(member) << 32 | bound(member + 1), Ordering::Release);
+            range.first.store(bound(member) as usize, Ordering::Relaxed);
+            range.left.store(bound(member) << 32 | bound(member + 1), Ordering::Release);
         }
         let mut wait = Wait { team: self, parts, own: 0 };
         while let Some(i) = self.claim(0) {
@@ -117,31 +130,41 @@ impl Team {
 
     /// Calls `f(i, &mut parts[i])` once for every part.
     pub(super) fn each<P: Send>(&self, parts: &mut [P], f: impl Fn(usize, &mut P) + Sync) {
+        self.each_towards(parts, false, f);
+    }
+
+    fn each_towards<P: Send>(&self, parts: &mut [P], backwards: bool, f: impl Fn(usize, &mut P) + Sync) {
         let base = Base(parts.as_mut_ptr());
-        self.each_index(parts.len(), |i| {
+        self.each_index(parts.len(), backwards, |i| {
             // SAFETY: i < parts.len(), and every i is given to one call only, so no two references are to the same part.
             f(i, unsafe { &mut *base.at(i) });
         });
     }
 
-    /// Calls `f(i, &mut parts[i], chunk i of values)` once for every part; `values` has as many chunks.
+    /// Calls `f(i, &mut parts[i], chunk i of values)` once for every part; `values` has as many chunks. Loops that go
+    /// `backwards` in turn find more in the cache.
     pub(super) fn each_with<P: Send>(
         &self,
         parts: &mut [P],
         values: &mut [f32],
         chunk_len: usize,
+        backwards: bool,
         f: impl Fn(usize, &mut P, &mut [f32]) + Sync,
     ) {
         assert_eq!(values.len(), parts.len() * chunk_len);
         let base = Base(values.as_mut_ptr());
-        self.each(parts, |i, part| {
+        self.each_towards(parts, backwards, |i, part| {
             // SAFETY: chunk i lies in `values`, chunks do not overlap, and every i is given to one call only.
             f(i, part, unsafe { std::slice::from_raw_parts_mut(base.at(i * chunk_len), chunk_len) });
         });
     }
 
+    /// A part of the loop that is under way. Helpers do not know how many there are; the ranges do.
     fn claim(&self, member: usize) -> Option<usize> {
-        (0..self.size()).find_map(|i| self.ranges[(member + i) % self.size()].claim())
+        (0..self.size()).find_map(|i| {
+            let (next, first, end) = self.ranges[(member + i) % self.size()].claim()?;
+            Some(if self.backwards.load(Ordering::Relaxed) { first + end - 1 - next } else { next })
+        })
     }
 
     fn help(&self, member: usize) {
@@ -234,7 +257,7 @@ mod tests {
                     for repeat in 0..200 {
                         let mut counts = vec![0usize; parts];
                         let mut values = vec![0.0; 3 * parts];
-                        team.each_with(&mut counts, &mut values, 3, |i, count, chunk| {
+                        team.each_with(&mut counts, &mut values, 3, repeat % 2 == 1, |i, count, chunk| {
                             *count += i + repeat + 1;
                             chunk.fill(i as f32);
                         });
@@ -264,12 +287,12 @@ mod tests {
     fn a_panic_ends_the_run_and_leaves_no_helper_behind() {
         for culprit in [0, 40] {
             let result = catch_unwind(AssertUnwindSafe(|| {
-                Team::of(2, |team| team.each_index(64, |i| assert_ne!(i, culprit, "part {culprit}")));
+                Team::of(2, |team| team.each_index(64, false, |i| assert_ne!(i, culprit, "part {culprit}")));
             }));
             assert!(result.is_err());
         }
         let done = AtomicUsize::new(0);
-        Team::of(2, |team| team.each_index(10, |_| _ = done.fetch_add(1, Ordering::Relaxed)));
+        Team::of(2, |team| team.each_index(10, true, |_| _ = done.fetch_add(1, Ordering::Relaxed)));
         assert_eq!(done.into_inner(), 10);
     }
 }
