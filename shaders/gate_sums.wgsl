@@ -2,11 +2,11 @@
 //
 //   sums[b, j] = x_gates[b, j] + Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o
 //
-// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 sums read_write [D, B, H]
-// Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
-// Workgroup  none      Barriers   none
+// Overrides  WG_X, WG_Y: product ≤ 256; ROWS, SLICES and the tile's functions are text, see src/kernels/rows.rs
+// Workgroup  ROWS · SLICES · 256 bytes if SLICES > 1      Barriers   two per SLICES segments then
 // Sum        the segments of h in order, then added to x_gates
 // Masked     ranks at or past num_active: nothing is read or written
 // Reference  src/reference/cell.rs      Accuracy  docs/numerics.md, "one step"
@@ -16,7 +16,7 @@ override WG_Y: u32;
 
 @group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
-@group(0) @binding(2) var<storage, read> w_hh: array<vec4f>;
+@group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> sums: array<vec4f>;
 
@@ -29,12 +29,12 @@ fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
 }
 
 @compute @workgroup_size(WG_X, WG_Y)
-fn gate_sums(@builtin(global_invocation_id) id: vec3u) {
-    let j = timestep.column_first + id.x;
-    let row = id.y * ROWS;
-    let direction = id.z;
+fn gate_sums(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local: vec3u) {
+    let j = timestep.column_first + tile_column(group, local);
+    let row = tile_row(group, local);
+    let direction = group.z;
     let num_active = timestep.directions[direction].num_active;
-    if j >= timestep.column_end || row >= num_active {
+    if row >= num_active || leaves(j, timestep.column_end) {
         return;
     }
     let k4 = timestep.h_stride / 4u;
@@ -45,8 +45,10 @@ fn gate_sums(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.h_stride * timestep.weight_columns + j - timestep.weight_first,
+        direction * timestep.h_stride * timestep.weight_columns + readable(j, timestep.column_end) - timestep.weight_first,
         timestep.weight_columns,
     );
-    finish_rows(direction, row, j, sum);
+    if finishes(j, timestep.column_end) {
+        finish_rows(direction, row, j, sum);
+    }
 }

@@ -4,7 +4,7 @@
 //
 // One vec4 per four units u; m is r·h and z lies in `state`, both from gru_reset.
 //
-// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hn read [D, hidden_stride, columns]
 //            3 m read [D, B, hidden_stride / 4] · 4 h_prev read · 5 h_next read_write [D, B, h_stride / 4]
 //            6 state read_write, as in gru_reset, in vec4 · 7 y0 · 8 y1 read_write, in vec4
@@ -20,7 +20,7 @@ override WG_Y: u32;
 
 @group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
-@group(0) @binding(2) var<storage, read> w_hn: array<vec4f>;
+@group(0) @binding(2) var<storage, read> w_hn: array<Weight>;
 @group(0) @binding(3) var<storage, read> m: array<vec4f>;
 @group(0) @binding(4) var<storage, read> h_prev: array<vec4f>;
 @group(0) @binding(5) var<storage, read_write> h_next: array<vec4f>;
@@ -55,12 +55,12 @@ fn finish(direction: u32, rank: u32, p4: u32, sum: vec4f) {
 }
 
 @compute @workgroup_size(WG_X, WG_Y)
-fn gru_candidate(@builtin(global_invocation_id) id: vec3u) {
-    let p4 = timestep.column_first + id.x;
-    let row = id.y * ROWS;
-    let direction = id.z;
+fn gru_candidate(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local: vec3u) {
+    let p4 = timestep.column_first + tile_column(group, local);
+    let row = tile_row(group, local);
+    let direction = group.z;
     let num_active = timestep.directions[direction].num_active;
-    if p4 >= timestep.column_end || row >= num_active {
+    if row >= num_active || leaves(p4, timestep.column_end) {
         return;
     }
     let k4 = timestep.hidden_stride / 4u;
@@ -71,8 +71,10 @@ fn gru_candidate(@builtin(global_invocation_id) id: vec3u) {
         num_active - 1u,
         k4,
         k4,
-        direction * timestep.hidden_stride * timestep.weight_columns + p4 - timestep.weight_first,
+        direction * timestep.hidden_stride * timestep.weight_columns + readable(p4, timestep.column_end) - timestep.weight_first,
         timestep.weight_columns,
     );
-    finish_rows(direction, row, p4, sum);
+    if finishes(p4, timestep.column_end) {
+        finish_rows(direction, row, p4, sum);
+    }
 }

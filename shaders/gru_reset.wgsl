@@ -4,7 +4,7 @@
 //
 // One vec4 of w_hh holds r and z of two units. z waits in `state`, where an LSTM has c.
 //
-// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 m read_write [D, B, hidden_stride]
 //            5 state read_write z [D, B, hidden_stride], then as in recurrent_step
@@ -20,7 +20,7 @@ override WG_Y: u32;
 
 @group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
-@group(0) @binding(2) var<storage, read> w_hh: array<vec4f>;
+@group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> m: array<f32>;
 @group(0) @binding(5) var<storage, read_write> state: array<f32>;
@@ -46,27 +46,28 @@ fn finish(direction: u32, rank: u32, pair: u32, recurrent: vec4f) {
 }
 
 @compute @workgroup_size(WG_X, WG_Y)
-fn gru_reset(@builtin(global_invocation_id) id: vec3u) {
-    let pair = timestep.column_first + id.x;
-    let row = id.y * ROWS;
-    let direction = id.z;
+fn gru_reset(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local: vec3u) {
+    let pair = timestep.column_first + tile_column(group, local);
+    let row = tile_row(group, local);
+    let direction = group.z;
     let num_active = timestep.directions[direction].num_active;
-    if pair >= timestep.column_end || row >= num_active {
+    if row >= num_active || leaves(pair, timestep.column_end) {
         return;
     }
-    var sum = rows_zero();
-    if pair < timestep.weight_first + timestep.weight_columns {
-        let k4 = timestep.h_stride / 4u;
-        sum = dot_h(
-            sum,
-            direction * timestep.batch_size * k4,
-            row,
-            num_active - 1u,
-            k4,
-            k4,
-            direction * timestep.h_stride * timestep.weight_columns + pair - timestep.weight_first,
-            timestep.weight_columns,
-        );
+    let k4 = timestep.h_stride / 4u;
+    // Padding reads the last pair's weights; its sum is not used.
+    let column = readable(pair, min(timestep.weight_first + timestep.weight_columns, timestep.column_end));
+    let sum = dot_h(
+        rows_zero(),
+        direction * timestep.batch_size * k4,
+        row,
+        num_active - 1u,
+        k4,
+        k4,
+        direction * timestep.h_stride * timestep.weight_columns + column - timestep.weight_first,
+        timestep.weight_columns,
+    );
+    if finishes(pair, timestep.column_end) {
+        finish_rows(direction, row, pair, sum);
     }
-    finish_rows(direction, row, pair, sum);
 }

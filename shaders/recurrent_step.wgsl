@@ -7,13 +7,13 @@
 // the new h; with projection it goes to projection_step. The two differ in `emit`, shaders/lib/emit_h.wgsl and
 // shaders/lib/emit_m.wgsl.
 //
-// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / (ROWS · WG_Y)), z: directions
+// Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
 // Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 next read_write [D, B, stride] (h, or m with projection)
 //            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]; no c in a GRU
 //            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse · 8 peepholes read [D, H], where there are any
-// Overrides  WG_X, WG_Y: product ≤ 256; ROWS is text, see src/kernels/rows.rs
-// Workgroup  none      Barriers   none
+// Overrides  WG_X, WG_Y: product ≤ 256; ROWS, SLICES and the tile's functions are text, see src/kernels/rows.rs
+// Workgroup  ROWS · SLICES · 256 bytes if SLICES > 1      Barriers   two per SLICES segments then
 // Sum        the segments of h in order, then added to x_gates
 // Masked     ranks at or past num_active: nothing is read or written, the state stays as it was
 // Padding    units from hidden_size to hidden_stride are written as zero, since the next matmul reads them
@@ -24,7 +24,7 @@ override WG_Y: u32;
 
 @group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
-@group(0) @binding(2) var<storage, read> w_hh: array<vec4f>;
+@group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> next: array<f32>;
 @group(0) @binding(5) var<storage, read_write> state: array<f32>;
@@ -55,27 +55,28 @@ fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
 }
 
 @compute @workgroup_size(WG_X, WG_Y)
-fn recurrent_step(@builtin(global_invocation_id) id: vec3u) {
-    let j = timestep.column_first + id.x;
-    let row = id.y * ROWS;
-    let direction = id.z;
+fn recurrent_step(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local: vec3u) {
+    let j = timestep.column_first + tile_column(group, local);
+    let row = tile_row(group, local);
+    let direction = group.z;
     let num_active = timestep.directions[direction].num_active;
-    if j >= timestep.column_end || row >= num_active {
+    if row >= num_active || leaves(j, timestep.column_end) {
         return;
     }
-    var sum = rows_zero();
-    if j < timestep.hidden_size {
-        let k4 = timestep.h_stride / 4u;
-        sum = dot_h(
-            sum,
-            direction * timestep.batch_size * k4,
-            row,
-            num_active - 1u,
-            k4,
-            k4,
-            direction * timestep.h_stride * timestep.weight_columns + j - timestep.weight_first,
-            timestep.weight_columns,
-        );
+    let k4 = timestep.h_stride / 4u;
+    // Padding reads the last unit's weights; its sum is not used.
+    let column = readable(j, min(timestep.hidden_size, timestep.column_end));
+    let sum = dot_h(
+        rows_zero(),
+        direction * timestep.batch_size * k4,
+        row,
+        num_active - 1u,
+        k4,
+        k4,
+        direction * timestep.h_stride * timestep.weight_columns + column - timestep.weight_first,
+        timestep.weight_columns,
+    );
+    if finishes(j, timestep.column_end) {
+        finish_rows(direction, row, j, sum);
     }
-    finish_rows(direction, row, j, sum);
 }

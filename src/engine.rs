@@ -7,7 +7,7 @@ use crate::batch::{BatchOutput, Outputs, SequenceBatch, SequenceOutput, pool_row
 use crate::counters::{Counters, Request, Tally};
 #[cfg_attr(not(feature = "gpu"), allow(unused_imports, reason = "without the GPU path only the docs name them"))]
 use crate::error::{Error, ErrorKind, Result, bail};
-use crate::options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions};
+use crate::options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions, Precision};
 use crate::reference;
 use crate::spec::LstmSpec;
 use crate::trace::{Instrument, span};
@@ -36,6 +36,7 @@ struct EngineInner {
     device: Device,
     tally: Arc<Tally>,
     report: DeviceReport,
+    precision: Precision,
 }
 
 impl fmt::Debug for Engine {
@@ -66,17 +67,17 @@ impl Engine {
             DeviceChoice::Cpu => open_cpu("asked for by name".into())?,
             _ => open_gpu(&options).await?,
         };
-        Ok(Engine::new(device, report))
+        Ok(Engine::new(device, report, options.precision))
     }
 
-    fn new(device: Device, report: DeviceReport) -> Self {
+    fn new(device: Device, report: DeviceReport, precision: Precision) -> Self {
         let tally = match &device {
             #[cfg(feature = "gpu")]
             Device::Gpu(context) => context.tally.clone(),
             #[allow(unreachable_patterns, reason = "which other devices exist depends on the features")]
             _ => Arc::default(),
         };
-        Engine { inner: Arc::new(EngineInner { device, tally, report }) }
+        Engine { inner: Arc::new(EngineInner { device, tally, report, precision }) }
     }
 
     /// [`Engine::open`], blocking. Not for a browser's main thread.
@@ -114,7 +115,7 @@ impl Engine {
     ) -> Result<Engine> {
         let context = Context::borrow(device, queue, &options).await?;
         let report = gpu_report(gpu::report(0, adapter), "the application's own device".into(), &context);
-        Ok(Engine::new(Device::Gpu(Arc::new(context)), report))
+        Ok(Engine::new(Device::Gpu(Arc::new(context)), report, options.precision))
     }
 
     /// The limits to open a device of `adapter` with, so that an engine can share it: what every kernel needs, and the
@@ -211,13 +212,22 @@ impl Engine {
     ///
     /// # Errors
     /// [`DeviceLimit`](ErrorKind::DeviceLimit) if a weight matrix is larger than a binding of the device;
-    /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
+    /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost);
+    /// [`InvalidWeights`](ErrorKind::InvalidWeights) if a weight is out of range for [`Precision::F16Weights`].
     pub async fn load(&self, weights: &LstmWeights) -> Result<Lstm> {
+        let rounded;
+        let weights = match self.inner.precision {
+            Precision::F32 => weights,
+            Precision::F16Weights => {
+                rounded = weights.rounded_to_f16()?;
+                &rounded
+            }
+        };
         let model = match &self.inner.device {
             #[cfg(feature = "gpu")]
             Device::Gpu(context) => Model::Gpu(GpuLstm::load(context, weights).await?),
             #[cfg(feature = "cpu")]
-            Device::Cpu => Model::Cpu(CpuLstm::new(weights)),
+            Device::Cpu => Model::Cpu(CpuLstm::new(weights, self.inner.precision)),
             Device::Reference => Model::Reference(weights.clone()),
         };
         Ok(Lstm { inner: Arc::new(LstmInner { engine: self.clone(), spec: weights.spec().clone(), model }) })

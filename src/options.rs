@@ -72,6 +72,19 @@ pub enum LimitsProfile {
     WebGpuDefaults,
 }
 
+/// How a model's weight matrices are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Precision {
+    /// As f32.
+    #[default]
+    F32,
+    /// As f16, rounded to nearest when a model is loaded: half the memory, and about half the time where reading weights
+    /// is what takes it. Biases, peepholes and the parameters of normalisation stay f32, and all arithmetic does, so
+    /// the result is that of the rounded weights, to the last bit.
+    F16Weights,
+}
+
 /// How to open an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -87,6 +100,8 @@ pub struct EngineOptions {
     /// The most bytes of one binding on a GPU; what the device allows if `None`. Sequences and weights that are larger are
     /// split over several; smaller bindings than a device allows show how a model does on a smaller one.
     pub max_binding_bytes: Option<u64>,
+    /// How the weights of models are kept.
+    pub precision: Precision,
 }
 
 impl EngineOptions {
@@ -106,6 +121,13 @@ impl EngineOptions {
     #[must_use]
     pub fn max_binding_bytes(mut self, bytes: u64) -> Self {
         self.max_binding_bytes = Some(bytes);
+        self
+    }
+
+    /// Sets how weights are kept.
+    #[must_use]
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 

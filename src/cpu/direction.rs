@@ -17,6 +17,7 @@ use super::rows::{LANES, Lines, Rows, blocks, put};
 use super::team::Team;
 use crate::batch::SequenceBatch;
 use crate::cell::CellSpec;
+use crate::options::Precision;
 use crate::spec::LayerSpec;
 use crate::weights::CellWeights;
 
@@ -114,7 +115,7 @@ impl<'a> Output<'a> {
 
 impl Weights {
     /// Direction `d` of the layer in storage order; `parts` are the widths that the layer's input consists of.
-    pub(super) fn new(layer: &LayerSpec, d: usize, cell: &CellWeights, parts: &[usize]) -> Self {
+    pub(super) fn new(layer: &LayerSpec, d: usize, cell: &CellWeights, parts: &[usize], precision: Precision) -> Self {
         let (gates, hidden_size) = (layer.cell.num_gates(), layer.hidden_size);
         let after_reset = matches!(&layer.cell, CellSpec::Gru(cell) if !cell.linear_before_reset);
         let with_h = if after_reset { 2 } else { gates };
@@ -125,16 +126,18 @@ impl Weights {
                     bias.resize(blocks(layer.h_size()) * LANES, 0.0);
                     bias
                 });
-                Some(Second::Projection(Panels::new(w, 1, layer.h_size(), hidden_size), bias))
+                Some(Second::Projection(Panels::new(w, 1, layer.h_size(), &[hidden_size], precision), bias))
             }
-            None if after_reset => Some(Second::Candidate(Panels::new(weight_hn, 1, hidden_size, hidden_size))),
+            None if after_reset => {
+                Some(Second::Candidate(Panels::new(weight_hn, 1, hidden_size, &[hidden_size], precision)))
+            }
             None => None,
         };
         Self {
             layer: *layer,
             reverse: layer.direction.is_reverse()[d],
-            weight_ih: Panels::of_parts(&cell.weight_ih, gates, hidden_size, parts),
-            weight_hh: Panels::new(weight_hh, with_h, hidden_size, layer.h_size()),
+            weight_ih: Panels::new(&cell.weight_ih, gates, hidden_size, parts, precision),
+            weight_hh: Panels::new(weight_hh, with_h, hidden_size, &[layer.h_size()], precision),
             second,
             elementwise: Elementwise::new(layer, d, cell),
         }

@@ -20,6 +20,7 @@ use std::cmp::Reverse;
 
 use crate::batch::{BatchOutput, Layout, SequenceBatch, SequenceOutput};
 use crate::error::Result;
+use crate::options::Precision;
 use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
 use crate::weights::LstmWeights;
 use columns::Columns;
@@ -42,13 +43,13 @@ pub(crate) struct CpuLstm {
 
 impl CpuLstm {
     /// Packs the weights.
-    pub(crate) fn new(weights: &LstmWeights) -> Self {
+    pub(crate) fn new(weights: &LstmWeights, precision: Precision) -> Self {
         /// Small enough that the gates are still in the cache when their timestep comes.
         const CHUNK_BYTES: usize = 256 << 10;
-        Self::with_chunk_bytes(weights, CHUNK_BYTES)
+        Self::with_chunk_bytes(weights, precision, CHUNK_BYTES)
     }
 
-    fn with_chunk_bytes(weights: &LstmWeights, chunk_bytes: usize) -> Self {
+    fn with_chunk_bytes(weights: &LstmWeights, precision: Precision, chunk_bytes: usize) -> Self {
         let spec = weights.spec();
         let mut cells = Vec::new();
         let mut packed = weights.cells().iter();
@@ -56,7 +57,7 @@ impl CpuLstm {
         for layer in spec.layers() {
             for d in 0..layer.num_directions() {
                 let cell = packed.next().expect("one cell per layer and direction");
-                cells.push(Weights::new(layer, d, cell, &parts));
+                cells.push(Weights::new(layer, d, cell, &parts, precision));
             }
             parts = vec![layer.h_size(); layer.merge.num_outputs(layer.num_directions())];
         }
@@ -421,7 +422,7 @@ mod tests {
         let batch = batch.lengths(&lengths).unwrap();
         let expected = reference::run::<f64>(&weights, &batch).unwrap();
         for chunk_bytes in [0, 4 * 48 * 70, 1 << 20] {
-            let model = CpuLstm::with_chunk_bytes(&weights, chunk_bytes);
+            let model = CpuLstm::with_chunk_bytes(&weights, Precision::F32, chunk_bytes);
             let found = model.run(&batch).unwrap();
             for (found, expected) in
                 [(&found.output, &expected.output), (&found.h_n, &expected.h_n), (&found.c_n, &expected.c_n)]
@@ -437,7 +438,7 @@ mod tests {
     #[test]
     fn groups_share_all_sequences() {
         let spec = LstmSpec::stack(9, 64, 1).build().unwrap();
-        let model = CpuLstm::new(&LstmWeights::random(&spec, 1));
+        let model = CpuLstm::new(&LstmWeights::random(&spec, 1), Precision::F32);
         for (batch_size, seq_len) in [(0, 3), (1, 0), (5, 100), (100, 50), (1000, 10)] {
             let x = vec![0.0; batch_size * seq_len * 9];
             let batch = SequenceBatch::new(&x, [batch_size, seq_len, 9], Layout::BatchMajor).unwrap();

@@ -14,7 +14,7 @@ use super::wait::{Ownership, Waiter, poll};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::kernels::WORKGROUP_SIZE;
-use crate::options::{EngineOptions, LimitsProfile};
+use crate::options::{EngineOptions, LimitsProfile, Precision};
 use crate::plan::PlanLimits;
 
 /// Bytes of working buffers of one run unless the options say otherwise.
@@ -129,6 +129,8 @@ impl Context {
             uniform_alignment: has.min_uniform_buffer_offset_alignment,
             budget_bytes: options.memory_budget_bytes.unwrap_or(DEFAULT_BUDGET_BYTES),
             loop_trips: None,
+            wide: device.adapter_info().device_type != wgpu::DeviceType::Cpu,
+            halves: options.precision == Precision::F16Weights,
         };
         let mut storage_alignment = has.min_storage_buffer_offset_alignment;
         if options.limits == LimitsProfile::WebGpuDefaults {

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use half::f16;
+
 use super::device::Context;
 use crate::error::{Result, bail};
-use crate::kernels::{KernelId, ModelPart};
+use crate::kernels::{KernelId, LayerLayout, ModelPart};
 use crate::pack::pack_layer;
-use crate::plan::{LayerKernels, tiles};
+use crate::plan::{LayerKernels, PlanLimits, sum_len, tiles};
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
 
@@ -57,11 +59,16 @@ impl GpuLstm {
                             let content = &packed.part(part)[(bytes.start / 4) as usize..(bytes.end / 4) as usize];
                             let buffer = context.device.create_buffer(&wgpu::BufferDescriptor {
                                 label: Some(&format!("lstm.{}.l{l}", part.name())),
-                                size: bytes.end - bytes.start,
+                                size: layout.on_device(part, 0..bytes.end - bytes.start).end,
                                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
                                 mapped_at_creation: false,
                             });
-                            context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(content));
+                            if layout.is_halved(part) {
+                                let halves: Vec<f16> = content.iter().map(|&w| f16::from_f32(w)).collect();
+                                context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&halves));
+                            } else {
+                                context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(content));
+                            }
                             buffer
                         });
                         ranges.collect::<Vec<_>>()
@@ -72,7 +79,7 @@ impl GpuLstm {
         }
         // Writes are staged until a submit; without one the copies of all weights would wait for the first run.
         context.guarded("uploading weights", || context.queue.submit([])).await?;
-        for id in kernels(&spec) {
+        for id in kernels(&spec, &context.limits) {
             context.pipeline(id).await?;
         }
         Ok(Self { context: context.clone(), spec, buffers })
@@ -90,12 +97,13 @@ impl GpuLstm {
 }
 
 /// The variants that batches of any size of this model use.
-fn kernels(spec: &LstmSpec) -> BTreeSet<KernelId> {
+fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
     let mut ids = BTreeSet::new();
     for l in 0..spec.num_layers() {
         let LayerKernels { cell, input, step } = LayerKernels::new(spec.layers(), l);
+        let layout = LayerLayout::new(spec.layers(), l);
         for (kernel, columns) in std::iter::once(input).chain(step) {
-            ids.extend(tiles::variants(kernel, cell, columns));
+            ids.extend(tiles::variants(kernel, cell, columns, sum_len(&layout, kernel), limits));
         }
     }
     ids

@@ -18,7 +18,8 @@ const ACTIVATION_TOLERANCE: f64 = 5.0 / (1u64 << 23) as f64;
 
 /// Runs the test. Returns the most loop trips that the driver completes, `None` if no bound was found.
 pub(crate) async fn run(context: &Context) -> Result<Option<u32>> {
-    let id = KernelId { kernel: Kernel::SelfTest, cell: CellCode::default(), rows: 1, lanes: 64 };
+    let id =
+        KernelId { kernel: Kernel::SelfTest, cell: CellCode::default(), rows: 1, lanes: 64, slices: 1, halves: false };
     let pipeline = context.pipeline(id).await?;
     let n = PROBES.len() as u64;
     let params =

@@ -123,6 +123,8 @@ pub struct LayerLayout {
     pub vectors: usize,
     /// Whether the projection has a bias.
     pub projection_bias: bool,
+    /// Whether the device has the weights as halves; the packed arrays are f32 all the same.
+    halves: bool,
     /// The most columns of a range of `weights_ih`, `weights_hh` and `weights_inner`.
     range_columns: [usize; 3],
 }
@@ -161,8 +163,27 @@ impl LayerLayout {
                 (false, false) => 0,
             },
             projection_bias: lstm.projection_bias,
+            halves: false,
             range_columns: [usize::MAX; 3],
         }
+    }
+
+    /// The layout with weights that the device has as halves, or not.
+    #[must_use]
+    pub fn halves(mut self, halves: bool) -> Self {
+        self.halves = halves;
+        self
+    }
+
+    /// Where a range of a part's packed array, in f32, lies on the device.
+    pub fn on_device(&self, part: ModelPart, packed: Range<u64>) -> Range<u64> {
+        let narrower = if self.is_halved(part) { 2 } else { 1 };
+        packed.start / narrower..packed.end / narrower
+    }
+
+    /// Whether the device has a part as halves: the matrices, not the vectors.
+    pub fn is_halved(&self, part: ModelPart) -> bool {
+        self.halves && RANGED.contains(&part)
     }
 
     /// The layout with ranges of columns that fit bindings and buffers of these sizes, as far as single columns do.
@@ -171,7 +192,7 @@ impl LayerLayout {
         /// Ranges of whole workgroups leave no lane idle.
         const WHOLE: u64 = 64;
         for (n, part) in RANGED.into_iter().enumerate() {
-            let column = self.k(part) as u64 * VEC4;
+            let column = self.on_device(part, 0..self.k(part) as u64 * VEC4).end;
             let directions = self.num_directions as u64;
             let most = match part {
                 // Bound one direction at a time.
@@ -285,26 +306,28 @@ impl LayerLayout {
 
     /// Byte range of the input weights of direction `d` in range `i`.
     pub fn weights_ih(&self, i: usize, d: usize) -> Range<u64> {
-        aligned_range(d, self.input_k() * self.range(ModelPart::WeightsIh, i).len())
+        // On the device half as far, if the weights are halves.
+        let align = if self.halves { 2 * RANGE_ALIGN } else { RANGE_ALIGN };
+        aligned_range(d, self.input_k() * self.range(ModelPart::WeightsIh, i).len(), align)
     }
 
     /// Byte range of the bias of direction `d`.
     pub fn bias(&self, d: usize) -> Range<u64> {
-        aligned_range(d, self.columns)
+        aligned_range(d, self.columns, RANGE_ALIGN)
     }
 
-    /// Bytes of the largest binding of a part.
+    /// Bytes of the largest binding of a part on the device.
     pub fn binding_bytes(&self, part: ModelPart) -> u64 {
         match part {
-            ModelPart::WeightsIh => self.weights_ih(0, 0).end,
+            ModelPart::WeightsIh => self.on_device(part, self.weights_ih(0, 0)).end,
             ModelPart::Bias => self.bias(0).end,
             _ => self.largest_buffer(part),
         }
     }
 
-    /// Bytes of the largest buffer of a part; 0 if the layer does not have it.
+    /// Bytes of the largest buffer of a part on the device; 0 if the layer does not have it.
     pub fn largest_buffer(&self, part: ModelPart) -> u64 {
-        let bytes = self.range_bytes(part, 0);
+        let bytes = self.on_device(part, self.range_bytes(part, 0));
         bytes.end - bytes.start
     }
 
@@ -327,8 +350,8 @@ impl LayerLayout {
 const RANGED: [ModelPart; 3] = [ModelPart::WeightsIh, ModelPart::WeightsHh, ModelPart::WeightsInner];
 
 /// The `index`-th of equal ranges of `len` vec4.
-fn aligned_range(index: usize, len: usize) -> Range<u64> {
+fn aligned_range(index: usize, len: usize, align: u64) -> Range<u64> {
     let size = len as u64 * VEC4;
-    let start = index as u64 * size.next_multiple_of(RANGE_ALIGN);
+    let start = index as u64 * size.next_multiple_of(align);
     start..start + size
 }

@@ -28,7 +28,12 @@ pub const NONE: u32 = u32::MAX;
 pub const ROW_TILES: [u32; 3] = [1, 4, 8];
 /// Workgroup widths that a plan may choose; the height fills `WORKGROUP_SIZE`.
 pub const LANE_TILES: [u32; 2] = [16, 64];
-/// Invocations per workgroup of the tiled kernels.
+/// Slices that a plan may choose: invocations that share one sum over k; 1 is none. A kernel with slices has 1 or 4 rows
+/// and [`SLICED_LANES`] columns, so that its workgroup memory stays within WebGPU's default of 16 KiB.
+pub const SLICE_TILES: [u32; 3] = [1, 8, 16];
+/// WG_X of a kernel with slices.
+pub const SLICED_LANES: u32 = 16;
+/// Invocations per workgroup of the tiled kernels without slices.
 pub const WORKGROUP_SIZE: u32 = 64;
 
 /// `size` rounded up to whole vec4.
@@ -390,10 +395,15 @@ pub struct KernelId {
     pub rows: u32,
     /// WG_X, one of [`LANE_TILES`].
     pub lanes: u32,
+    /// One of [`SLICE_TILES`]; 1 for kernels without a row tile.
+    pub slices: u32,
+    /// Whether weights are halves, two in a u32; never for kernels without a row tile.
+    pub halves: bool,
 }
 
 impl KernelId {
-    /// Every tile of every kernel with the default options of a cell, and of kernels that depend on the options one tile
+    /// Every tile of every kernel with the default options of a cell (of those with slices the smallest and the largest),
+    /// and of kernels that depend on the options one tile
     /// with each of [`CellCode::examples`]. Other options make more.
     pub fn all() -> Vec<KernelId> {
         let mut ids: Vec<KernelId> = CellCode::examples().into_iter().flat_map(Self::with_options).collect();
@@ -402,8 +412,22 @@ impl KernelId {
             let lanes: &[u32] = if kernel.is_tiled() { &LANE_TILES } else { &[64] };
             for &rows in rows {
                 for &lanes in lanes {
-                    ids.push(KernelId { kernel, cell: CellCode::default(), rows, lanes });
+                    ids.push(KernelId { kernel, cell: CellCode::default(), rows, lanes, slices: 1, halves: false });
                 }
+            }
+            if kernel.has_row_tile() {
+                let (cell, lanes) = (CellCode::default(), SLICED_LANES);
+                ids.extend(
+                    [(ROW_TILES[0], SLICE_TILES[1]), (ROW_TILES[1], SLICE_TILES[2])].map(|(rows, slices)| KernelId {
+                        kernel,
+                        cell,
+                        rows,
+                        lanes,
+                        slices,
+                        halves: false,
+                    }),
+                );
+                ids.push(KernelId { kernel, cell, rows: ROW_TILES[1], lanes, slices: SLICE_TILES[0], halves: true });
             }
         }
         ids
@@ -411,31 +435,40 @@ impl KernelId {
 
     fn with_options(cell: CellCode) -> impl Iterator<Item = KernelId> {
         let kernels = Kernel::ALL.into_iter().filter(|kernel| kernel.has_cell());
-        kernels.map(move |kernel| KernelId { kernel, cell, rows: if kernel.has_row_tile() { 4 } else { 1 }, lanes: 64 })
+        kernels.map(move |kernel| {
+            let rows = if kernel.has_row_tile() { 4 } else { 1 };
+            KernelId { kernel, cell, rows, lanes: 64, slices: 1, halves: false }
+        })
     }
 
-    /// WG_Y.
-    pub fn workgroup_rows(self) -> u32 {
-        WORKGROUP_SIZE / self.lanes
+    /// WG_Y: the slices, if there are any, otherwise row tiles.
+    pub fn workgroup_height(self) -> u32 {
+        if self.slices > 1 { self.slices } else { WORKGROUP_SIZE / self.lanes }
     }
 
     /// Batch rows per workgroup.
     pub fn rows_per_workgroup(self) -> u32 {
-        self.rows * self.workgroup_rows()
+        if self.slices > 1 { self.rows } else { self.rows * self.workgroup_height() }
     }
 
     /// The override constants of the pipeline.
     pub fn constants(self) -> Vec<(&'static str, f64)> {
         let mut constants = if self.kernel.has_cell() { self.cell.constants() } else { Vec::new() };
         if self.kernel.is_tiled() {
-            constants.extend([("WG_X", f64::from(self.lanes)), ("WG_Y", f64::from(self.workgroup_rows()))]);
+            constants.extend([("WG_X", f64::from(self.lanes)), ("WG_Y", f64::from(self.workgroup_height()))]);
         }
         constants
     }
 
     /// `recurrent_step.rows4.x64`, with the options of the cell if they are not the default.
     pub fn name(self) -> String {
-        let tile = format!("{}.rows{}.x{}", self.kernel.name(), self.rows, self.lanes);
+        let mut tile = format!("{}.rows{}.x{}", self.kernel.name(), self.rows, self.lanes);
+        if self.slices > 1 {
+            tile += &format!(".slices{}", self.slices);
+        }
+        if self.halves {
+            tile += ".halves";
+        }
         if self.cell == CellCode::default() { tile } else { format!("{tile}.{}", self.cell.name()) }
     }
 
@@ -487,7 +520,8 @@ impl KernelId {
             add(&self.cell.source());
         }
         if let Some(functions) = self.row_functions() {
-            add(&functions.source(self.rows));
+            add(if self.halves { HALVES } else { WHOLES });
+            add(&functions.source(self.rows, self.slices, self.lanes));
         }
         source
     }
@@ -527,6 +561,20 @@ impl KernelId {
         })
     }
 }
+
+/// A column of weights, as it lies in memory and as it is used. Unpacking halves is exact.
+const WHOLES: &str = "alias Weight = vec4f;
+
+fn weight(packed: Weight) -> vec4f {
+    return packed;
+}
+";
+const HALVES: &str = "alias Weight = vec2u;
+
+fn weight(packed: Weight) -> vec4f {
+    return vec4f(unpack2x16float(packed.x), unpack2x16float(packed.y));
+}
+";
 
 /// The files of `shaders/`.
 mod text {

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use super::planes::{Piece, Plane};
 use super::planner::{Chunk, F32, LayerBuffers, POOL_STEPS, Planner, RowSource};
-use super::{BufferId, BufferRange, Caller, Content, Dispatch, RowsAt, StatesAt, Upload, tiles};
+use super::tiles::Shape;
+use super::{BufferId, BufferRange, Caller, Content, Dispatch, RowsAt, StatesAt, Upload};
 use crate::batch::SequenceOutput;
 use crate::kernels::params::{CopyParams, PoolParams};
 use crate::kernels::{CellCode, Kernel, padded};
@@ -309,7 +310,7 @@ impl Planner<'_> {
         let layer = *self.request.spec.last_layer();
         let width = padded(layer.h_size());
         let batch = self.schedule.batch_size();
-        let kernel = tiles::choose(Kernel::PoolRows, CellCode::default(), batch, width / 4, self.request.tiles);
+        let kernel = self.tile(Kernel::PoolRows, CellCode::default(), Shape { rows: batch, columns: width / 4, k: 0 });
         let index = self.kernel(kernel);
         let sums_planes = layer.merge == Merge::Sum && y1.is_some();
         let outputs: Vec<&Plane> = match y1 {
@@ -377,7 +378,8 @@ impl Planner<'_> {
 
     /// Adds a copy, in as many dispatches as the limits of workgroups and bindings ask for.
     fn push_copy(&mut self, chunk: &mut Chunk, copy: Copy) {
-        let kernel = tiles::choose(Kernel::CopyRows, CellCode::default(), copy.rows, copy.to_width, self.request.tiles);
+        let kernel =
+            self.tile(Kernel::CopyRows, CellCode::default(), Shape { rows: copy.rows, columns: copy.to_width, k: 0 });
         let reach = (self.request.limits.workgroups as usize).saturating_mul(kernel.rows_per_workgroup() as usize);
         let index = self.kernel(kernel);
         // One side is the caller's, the other packed.

@@ -35,6 +35,16 @@ pub fn summed_part(kernel: Kernel) -> Option<ModelPart> {
     }
 }
 
+/// The products in a sum of `kernel`; 0 for one that has no sum over k.
+pub fn sum_len(layout: &LayerLayout, kernel: Kernel) -> usize {
+    match summed_part(kernel) {
+        Some(ModelPart::WeightsIh) => layout.num_planes * padded(layout.plane_size),
+        Some(ModelPart::WeightsHh) => padded(layout.h_size),
+        Some(ModelPart::WeightsInner) => padded(layout.hidden_size),
+        _ => 0,
+    }
+}
+
 impl LayerKernels {
     /// Those of layer `l` of `layers`.
     pub fn new(layers: &[LayerSpec], l: usize) -> Self {

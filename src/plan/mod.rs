@@ -21,7 +21,7 @@ use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, padded};
 use crate::schedule::Schedule;
 use crate::spec::{LayerSpec, LstmSpec};
 pub use explain::GroupNote;
-pub use layers::LayerKernels;
+pub use layers::{LayerKernels, sum_len};
 pub use tiles::TileOverride;
 
 /// What the plan must stay within; read from the adapter and the options.
@@ -39,12 +39,16 @@ pub struct PlanLimits {
     pub budget_bytes: u64,
     /// The most loop trips of an invocation that the driver completes; `None` if none was found.
     pub loop_trips: Option<u32>,
+    /// Whether the device has far more lanes than a small batch has units: every GPU, no software adapter.
+    pub wide: bool,
+    /// Whether weights lie on the device as halves.
+    pub halves: bool,
 }
 
 impl PlanLimits {
     /// The layout of layer `l` of `layers` in bindings and buffers of this size.
     pub fn layout(&self, layers: &[LayerSpec], l: usize) -> LayerLayout {
-        LayerLayout::new(layers, l).within(self.binding_bytes, self.buffer_bytes)
+        LayerLayout::new(layers, l).halves(self.halves).within(self.binding_bytes, self.buffer_bytes)
     }
 }
 

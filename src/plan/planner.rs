@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::layers::summed_part;
+use super::layers::{sum_len, summed_part};
 use super::planes::{self, Plane};
+use super::tiles::Shape;
 use super::{
     BindGroup, BufferId, BufferRange, Content, Dispatch, GroupNote, LayerKernels, Plan, PlanRequest, Read, RowLayout,
     RowsAt, ScratchBuffer, StatesAt, Submit, Upload, tiles,
@@ -17,7 +18,7 @@ use super::{
 use crate::batch::SequenceOutput;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step};
-use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
+use crate::kernels::{CellCode, Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
 use crate::schedule::Schedule;
 use crate::spec::LayerSpec;
 
@@ -688,10 +689,16 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// The variant of a kernel for a shape.
+    pub(super) fn tile(&self, kernel: Kernel, cell: CellCode, shape: Shape) -> KernelId {
+        tiles::choose(kernel, cell, shape, &self.request.limits, self.request.tiles)
+    }
+
     fn check_columns(&self, l: usize) -> Result<()> {
         let LayerKernels { cell, input, step } = &self.layer_kernels[l];
         for &(kernel, columns) in std::iter::once(input).chain(step) {
-            let lanes = tiles::choose(kernel, *cell, 1, columns, self.request.tiles).lanes;
+            let shape = Shape { rows: 1, columns, k: sum_len(&self.layouts[l], kernel) };
+            let lanes = self.tile(kernel, *cell, shape).lanes;
             let workgroups = (columns as u64).div_ceil(u64::from(lanes));
             if workgroups > u64::from(self.request.limits.workgroups) {
                 bail!(
@@ -774,7 +781,8 @@ impl<'a> Planner<'a> {
             for (piece, part) in x0.within(rows.clone()) {
                 let from = &x0.pieces()[piece];
                 let x1_buffer = x1.as_ref().map_or(from.buffer, |x1| x1.pieces()[piece].buffer);
-                let kernel = tiles::choose(input_kernel, cell, part.len(), columns, self.request.tiles);
+                let shape = Shape { rows: part.len(), columns, k: sum_len(&layout, input_kernel) };
+                let kernel = self.tile(input_kernel, cell, shape);
                 let index = self.kernel(kernel);
                 let (column_runs, rows_per_run) = self.input_runs(l, input_kernel, columns);
                 for (run, row_run) in column_runs.iter().flat_map(|run| {
@@ -807,7 +815,11 @@ impl<'a> Planner<'a> {
                         chunk.uniform_range(size_of::<InputParams>()),
                         from.buffer.into(),
                         x1_buffer.into(),
-                        model(ModelPart::WeightsIh, run.range, layout.weights_ih(run.range, d)),
+                        model(
+                            ModelPart::WeightsIh,
+                            run.range,
+                            layout.on_device(ModelPart::WeightsIh, layout.weights_ih(run.range, d)),
+                        ),
                         model(ModelPart::Bias, 0, layout.bias(d)),
                         gates.into(),
                     ];
@@ -953,7 +965,8 @@ impl<'a> Planner<'a> {
                 }
             };
             let bind_group = self.bind_group(kernel, ranges);
-            let id = tiles::choose(kernel, kernels.cell, most_active, columns, self.request.tiles);
+            let shape = Shape { rows: most_active, columns, k: sum_len(&self.layouts[l], kernel) };
+            let id = self.tile(kernel, kernels.cell, shape);
             let flops = reverse.len() as u64 * self.flops(l, kernel, most_active, run.columns.len());
             let most_active = most_active as u32;
             let workgroups = if id.kernel.is_tiled() {

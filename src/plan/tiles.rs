@@ -1,6 +1,9 @@
 //! The choice of tiles, from shapes and limits alone: never from a measurement on a software adapter.
 
-use crate::kernels::{CellCode, Kernel, KernelId, LANE_TILES, ROW_TILES, WORKGROUP_SIZE};
+use super::PlanLimits;
+use crate::kernels::{
+    CellCode, Kernel, KernelId, LANE_TILES, ROW_TILES, SEGMENT, SLICE_TILES, SLICED_LANES, WORKGROUP_SIZE,
+};
 
 /// Tiles fixed by a test instead of being chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -9,13 +12,47 @@ pub struct TileOverride {
     pub rows: Option<u32>,
     /// One of [`LANE_TILES`].
     pub lanes: Option<u32>,
+    /// One of [`SLICE_TILES`]; more than one wins over the others.
+    pub slices: Option<u32>,
 }
 
-/// The variant of `kernel` for `rows` batch rows and `columns` columns, with the options of a cell if it has any.
+/// What a dispatch computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Batch rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Products in a sum; 0 for a kernel that sums nothing.
+    pub k: usize,
+}
+
+/// The most sums, counted as batch rows times columns, that are cut into slices: more of them fill any device as they are,
+/// and then weights are better shared by more rows.
+const SLICED_SUMS: usize = 1 << 18;
+/// The most batch rows of a kernel with slices; its workgroups have four at most.
+const SLICED_ROWS: usize = 4096;
+
+/// The variant of `kernel` for a shape, with the options of a cell if it has any.
 ///
-/// More rows per invocation re-use each weight more often but leave fewer invocations; a narrow workgroup
-/// wastes fewer lanes on a small hidden size.
-pub fn choose(kernel: Kernel, cell: CellCode, rows: usize, columns: usize, fixed: TileOverride) -> KernelId {
+/// More rows per invocation re-use each weight more often but leave fewer invocations; a narrow workgroup wastes fewer
+/// lanes on a small hidden size. On a wide device, which has far more lanes than a small batch has units, the segments of
+/// a sum are dealt to several invocations.
+pub fn choose(kernel: Kernel, cell: CellCode, shape: Shape, limits: &PlanLimits, fixed: TileOverride) -> KernelId {
+    let Shape { rows, columns, k } = shape;
+    let cell = if kernel.has_cell() { cell } else { CellCode::default() };
+    let few = rows <= SLICED_ROWS && rows * columns <= SLICED_SUMS;
+    let slices = match fixed.slices {
+        _ if !kernel.has_row_tile() => 1,
+        Some(slices) => slices,
+        None if limits.wide && few && fixed.rows.is_none() => slices_of(k),
+        None => 1,
+    };
+    let halves = limits.halves && kernel.has_row_tile();
+    if slices > 1 {
+        let rows = if rows <= 2 { ROW_TILES[0] } else { ROW_TILES[1] };
+        return KernelId { kernel, cell, rows, lanes: SLICED_LANES, slices, halves };
+    }
     let by_rows = match (kernel.has_row_tile(), rows) {
         (false, _) | (true, 0..=2) => ROW_TILES[0],
         (true, 3..=31) => ROW_TILES[1],
@@ -24,19 +61,76 @@ pub fn choose(kernel: Kernel, cell: CellCode, rows: usize, columns: usize, fixed
     let by_columns = if columns <= 32 { LANE_TILES[0] } else { LANE_TILES[1] };
     KernelId {
         kernel,
-        cell: if kernel.has_cell() { cell } else { CellCode::default() },
+        cell,
         rows: if kernel.has_row_tile() { fixed.rows.unwrap_or(by_rows) } else { 1 },
         lanes: if kernel.is_tiled() { fixed.lanes.unwrap_or(by_columns) } else { WORKGROUP_SIZE },
+        slices,
+        halves,
+    }
+}
+
+/// As many slices as a sum has segments, about.
+fn slices_of(k: usize) -> u32 {
+    match k.div_ceil(SEGMENT) {
+        0 | 1 => SLICE_TILES[0],
+        2..=8 => SLICE_TILES[1],
+        _ => SLICE_TILES[2],
     }
 }
 
 /// The fewest batch rows that one dispatch reaches per unit of its workgroup limit when it has many rows.
 pub fn rows_per_dispatch(fixed: TileOverride) -> u32 {
-    fixed.rows.unwrap_or(ROW_TILES[ROW_TILES.len() - 1])
+    match fixed {
+        TileOverride { slices: Some(2..), .. } => ROW_TILES[1],
+        _ => fixed.rows.unwrap_or(ROW_TILES[ROW_TILES.len() - 1]),
+    }
 }
 
-/// All variants of `kernel` that [`choose`] may return for `columns` columns.
-pub fn variants(kernel: Kernel, cell: CellCode, columns: usize) -> impl Iterator<Item = KernelId> {
-    let tiles: &[u32] = if kernel.has_row_tile() { &ROW_TILES } else { &[1] };
-    tiles.iter().map(move |&rows| choose(kernel, cell, 1, columns, TileOverride { rows: Some(rows), lanes: None }))
+/// All variants of `kernel` that [`choose`] may return for `columns` columns and sums over `k`.
+pub fn variants(
+    kernel: Kernel,
+    cell: CellCode,
+    columns: usize,
+    k: usize,
+    limits: &PlanLimits,
+) -> impl Iterator<Item = KernelId> {
+    // One number of rows from each side of every threshold.
+    let rows = [1, 3, SLICED_SUMS / columns.max(1) + 1, SLICED_ROWS + 1, 32];
+    let limits = *limits;
+    rows.into_iter().map(move |rows| choose(kernel, cell, Shape { rows, columns, k }, &limits, TileOverride::default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(wide: bool) -> PlanLimits {
+        PlanLimits {
+            binding_bytes: 128 << 20,
+            buffer_bytes: 256 << 20,
+            workgroups: 65535,
+            uniform_alignment: 256,
+            budget_bytes: 1 << 30,
+            loop_trips: None,
+            wide,
+            halves: false,
+        }
+    }
+
+    #[test]
+    fn every_choice_is_among_the_variants() {
+        for (wide, columns, k) in [true, false].into_iter().flat_map(|wide| {
+            [1, 16, 33, 512, 9000, 300_000].into_iter().flat_map(move |c| [5, 64, 256, 300].map(|k| (wide, c, k)))
+        }) {
+            let all: Vec<KernelId> =
+                variants(Kernel::RecurrentStep, CellCode::default(), columns, k, &limits(wide)).collect();
+            for rows in (1..70).chain((70..10_000).step_by(61)) {
+                let shape = Shape { rows, columns, k };
+                let id =
+                    choose(Kernel::RecurrentStep, CellCode::default(), shape, &limits(wide), TileOverride::default());
+                assert!(all.contains(&id), "{} for {shape:?}", id.name());
+                assert!(wide || id.slices == 1);
+            }
+        }
+    }
 }

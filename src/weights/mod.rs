@@ -106,6 +106,36 @@ impl LstmWeights {
         Self { spec: spec.clone(), cells }
     }
 
+    /// The weights with every matrix rounded to the nearest f16, kept as f32: what
+    /// [`Precision::F16Weights`](crate::Precision::F16Weights) computes with. Vectors stay as they are.
+    ///
+    /// # Errors
+    /// [`InvalidWeights`](crate::ErrorKind::InvalidWeights) if a weight is beyond ±65504, the largest f16.
+    pub fn rounded_to_f16(&self) -> Result<Self> {
+        let mut rounded = self.clone();
+        for ((l, _, reverse), cell) in self.spec.cells().zip(&mut rounded.cells) {
+            let suffix = if reverse { "_reverse" } else { "" };
+            let matrices = [
+                ("weight_ih", Some(&mut cell.weight_ih)),
+                ("weight_hh", Some(&mut cell.weight_hh)),
+                ("weight_hr", cell.weight_hr.as_mut()),
+            ];
+            for (name, matrix) in matrices {
+                for (i, w) in matrix.into_iter().flatten().enumerate() {
+                    let half = half::f16::from_f32(*w);
+                    if half.is_infinite() {
+                        bail!(
+                            InvalidWeights,
+                            "{name}_l{l}{suffix}: expected values within ±65504, the range of f16, found {w} at element {i}"
+                        );
+                    }
+                    *w = half.to_f32();
+                }
+            }
+        }
+        Ok(rounded)
+    }
+
     /// The spec.
     pub fn spec(&self) -> &LstmSpec {
         &self.spec
@@ -166,6 +196,23 @@ pub(crate) fn uniform(state: &mut u64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_are_the_nearest_and_what_is_beyond_is_named() {
+        let spec = LstmSpec::stack(3, 4, 1).direction(crate::Direction::Bidirectional).build().unwrap();
+        let mut cells = LstmWeights::random(&spec, 1).cells;
+        cells[1].weight_hh[2] = 1.0 + 1.0 / 2048.0 + 1e-6; // just above the middle of two halves
+        cells[1].weight_hh[3] = 5e-8; // nearer to the smallest than to zero
+        cells[1].bias_hh.as_mut().unwrap()[0] = 1e6;
+        let rounded = LstmWeights::new(spec.clone(), cells.clone()).unwrap().rounded_to_f16().unwrap();
+        assert_eq!(rounded.cells[1].weight_hh[2], 1.0 + 1.0 / 1024.0);
+        assert_eq!(rounded.cells[1].weight_hh[3], 2.0f32.powi(-24));
+        assert_eq!(rounded.cells[1].bias_hh, cells[1].bias_hh);
+        assert_eq!(rounded.rounded_to_f16().unwrap(), rounded);
+        cells[1].weight_ih[7] = -65520.0;
+        let error = LstmWeights::new(spec, cells).unwrap().rounded_to_f16().unwrap_err().to_string();
+        assert!(error.starts_with("weight_ih_l0_reverse: ") && error.contains("-65520 at element 7"), "{error}");
+    }
 
     #[test]
     fn each_wrong_tensor_is_named() {

@@ -1,10 +1,10 @@
 //! Equal bits: whoever the neighbours, whatever the padding, chunks, tiles and outputs asked for.
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, LANE_TILES, ROW_TILES, TileOverride, plan, run_fixed};
+use wgpu_lstm::internals::{Fixed, LANE_TILES, ROW_TILES, SLICE_TILES, TileOverride, plan, run_fixed};
 use wgpu_lstm::{
-    BatchOutput, CellSpec, Direction, Engine, GruCell, LayerSpec, LstmCell, LstmSpec, Merge, Outputs, RnnCell,
-    SequenceOutput,
+    BatchOutput, CellSpec, Direction, Engine, GruCell, LayerSpec, LstmCell, LstmSpec, Merge, Outputs, Precision,
+    RnnCell, SequenceOutput,
 };
 
 use crate::fixture::{Case, select_state, valid_rows, variant_layers};
@@ -15,6 +15,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("bits_do_not_depend_on_padding_or_axis_order", padding),
     ("bits_do_not_depend_on_chunks", chunks),
     ("bits_do_not_depend_on_tiles", tiles),
+    ("weights_as_halves_are_the_rounded_weights", halves),
     ("bits_do_not_depend_on_what_is_asked_for", outputs),
     ("two_runs_with_carried_state_equal_one", carried_state),
     ("repeated_runs_are_equal", repeated),
@@ -172,18 +173,52 @@ fn chunks(subject: &Subject) -> Result<(), Failed> {
 
 fn tiles(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.engine()?;
-    for spec in models() {
+    // Besides, sums of more segments than there are slices.
+    let long = LstmSpec::stack(5, 540, 1).build()?;
+    for spec in models().into_iter().chain([long]) {
         let case = Case::new("tiles", &spec, &LENGTHS[..19], 9, true, 4);
         let lstm = engine.load_blocking(&case.weights)?;
         let expected = lstm.run_blocking(&case.batch())?;
         for rows in ROW_TILES {
             for lanes in LANE_TILES {
-                let tiles = TileOverride { rows: Some(rows), lanes: Some(lanes) };
+                let tiles = TileOverride { rows: Some(rows), lanes: Some(lanes), slices: None };
                 let fixed = Fixed { tiles, ..Fixed::default() };
                 let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
                 equal_outputs(&format!("rows {rows}, lanes {lanes}"), &output, &expected)?;
             }
         }
+        // A few sequences take the form of one row, many the form of four.
+        let few = Case::new("few", &spec, &[7, 9], 9, true, 4);
+        let of_few = lstm.run_blocking(&few.batch())?;
+        for slices in SLICE_TILES {
+            let tiles = TileOverride { slices: Some(slices), ..TileOverride::default() };
+            let fixed = Fixed { tiles, ..Fixed::default() };
+            let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
+            equal_outputs(&format!("{slices} slices"), &output, &expected)?;
+            let output = run_fixed(&lstm, &few.batch(), fixed).ok_or("not on a GPU")??;
+            equal_outputs(&format!("{slices} slices of few rows"), &output, &of_few)?;
+        }
+    }
+    Ok(())
+}
+
+/// Weights kept as halves are the rounded weights, to the last bit of the result; also in ranges of columns.
+fn halves(subject: &Subject) -> Result<(), Failed> {
+    let singles = subject.engine()?;
+    let whole = subject.open(|o| o.precision(Precision::F16Weights))?;
+    let split = subject.open(|o| o.precision(Precision::F16Weights).max_binding_bytes(8 << 10))?;
+    for spec in models() {
+        let mut case = Case::new("halves", &spec, &LENGTHS[..6], 9, true, 4);
+        let exact = singles.load_blocking(&case.weights)?.run_blocking(&case.batch())?;
+        let found = whole.load_blocking(&case.weights)?.run_blocking(&case.batch())?;
+        if found == exact {
+            return Err("rounding changed nothing".into());
+        }
+        let found_split = split.load_blocking(&case.weights)?.run_blocking(&case.batch())?;
+        case.weights = case.weights.rounded_to_f16()?;
+        let expected = singles.load_blocking(&case.weights)?.run_blocking(&case.batch())?;
+        equal_outputs("halves", &found, &expected)?;
+        equal_outputs("halves in ranges", &found_split, &expected)?;
     }
     Ok(())
 }

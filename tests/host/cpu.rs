@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use wgpu_lstm::{
     BatchOutput, DeviceChoice, Direction, Engine, EngineOptions, LayerSpec, Layout, LstmSpec, LstmWeights, Merge,
-    Outputs, SequenceBatch, SequenceOutput,
+    Outputs, Precision, SequenceBatch, SequenceOutput,
 };
 
 use crate::fixture::{Case, parity_cases, valid_rows, variant_cases};
@@ -72,6 +72,24 @@ fn large_batches_use_every_path() {
         let lengths: Vec<usize> = (0..batch_size).map(|b| steps - b * 7 % (steps + 1)).collect();
         check(&Case::new(&format!("h{hidden} b{batch_size}"), &spec, &lengths, steps, true, 8)).unwrap();
     }
+}
+
+#[test]
+fn weights_as_halves_are_the_rounded_weights() {
+    let open = |precision| Engine::open_blocking(EngineOptions::on(DeviceChoice::Cpu).precision(precision)).unwrap();
+    let (singles, halves) = (open(Precision::F32), open(Precision::F16Weights));
+    let cases = variant_cases();
+    let (all, mut changed) = (cases.len(), 0);
+    for mut case in cases {
+        let exact = singles.load_blocking(&case.weights).unwrap().run_blocking(&case.batch()).unwrap();
+        let found = halves.load_blocking(&case.weights).unwrap().run_blocking(&case.batch()).unwrap();
+        changed += usize::from(found != exact);
+        case.weights = case.weights.rounded_to_f16().unwrap();
+        let expected = singles.load_blocking(&case.weights).unwrap().run_blocking(&case.batch()).unwrap();
+        assert_eq!(found, expected, "{}", case.name);
+    }
+    // But for a layer-normalised unit, which is always 0.
+    assert!(changed >= all - 2, "rounding changed {changed} of {all}");
 }
 
 /// Alone, in small company, among many, and cut in two with carried state.

@@ -17,6 +17,8 @@ const DEFAULTS: PlanLimits = PlanLimits {
     uniform_alignment: 256,
     budget_bytes: 1 << 30,
     loop_trips: None,
+    wide: false,
+    halves: false,
 };
 
 fn request<'a>(spec: &'a LstmSpec, lengths: &'a [usize], limits: PlanLimits) -> PlanRequest<'a> {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each binary uses a part")]
 
 pub(crate) mod failure;
+pub(crate) mod precision;
 pub(crate) mod random;
 pub(crate) mod spec_text;
 pub(crate) mod table;

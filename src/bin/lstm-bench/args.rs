@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use wgpu_lstm::DeviceChoice;
 
+use crate::common::precision::WeightsName;
 use crate::common::units::parse_bytes;
 use crate::report::Format;
 
@@ -43,6 +44,9 @@ pub(crate) struct Arguments {
     /// Without --runs: time for each case and phase, at least three runs
     #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
     pub(crate) seconds: f64,
+    /// How to keep the weights
+    #[arg(long, value_enum, default_value_t = WeightsName::F32)]
+    pub(crate) weights: WeightsName,
     /// Working memory of one run on a GPU, for example 512MiB [default: 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) memory_budget: Option<u64>,

@@ -7,6 +7,7 @@ use wgpu_lstm::{
 };
 
 use crate::common::failure::{Failure, Result, fail};
+use crate::common::precision::WeightsName;
 use crate::common::random::Random;
 
 /// The table of this repository.
@@ -199,6 +200,7 @@ impl Case {
             lengths,
             state: self.carried.then(|| [random.values(self.batch * h_size), random.values(self.batch * c_size)]),
             weights: LstmWeights::random(&spec, 2),
+            weights_as_drawn: LstmWeights::random(&spec, 2),
         })
     }
 }
@@ -211,7 +213,9 @@ pub(crate) struct Inputs {
     lengths: Vec<usize>,
     /// h_0 and c_0 of the first run, if states are carried.
     pub(crate) state: Option<[Vec<f32>; 2]>,
+    /// Those that devices compute with.
     pub(crate) weights: LstmWeights,
+    pub(crate) weights_as_drawn: LstmWeights,
 }
 
 impl Inputs {
@@ -222,6 +226,12 @@ impl Inputs {
             Some([h_0, c_0]) => batch.h_0(h_0).c_0(c_0),
             None => batch,
         })
+    }
+
+    /// With weights kept so.
+    pub(crate) fn keeping(mut self, weights: WeightsName) -> Result<Self> {
+        self.weights = weights.of(self.weights)?;
+        Ok(self)
     }
 
     /// The first `len` timesteps of all sequences.
@@ -235,6 +245,7 @@ impl Inputs {
             lengths: self.lengths.iter().map(|&n| n.min(len)).collect(),
             state: self.state.clone(),
             weights: self.weights.clone(),
+            weights_as_drawn: self.weights_as_drawn.clone(),
         }
     }
 

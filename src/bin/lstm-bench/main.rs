@@ -55,7 +55,7 @@ fn bench(options: &args::Arguments) -> Result<()> {
     }
     let mut rows = Vec::new();
     for case in &cases {
-        let inputs = case.inputs()?;
+        let inputs = case.inputs()?.keeping(options.weights)?;
         // The first device's result is what the others' must agree with.
         let mut agreed = None;
         for (choice, failure) in &devices {

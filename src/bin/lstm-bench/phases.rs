@@ -8,6 +8,7 @@ use crate::args::Arguments;
 use crate::cases::Inputs;
 use crate::check;
 use crate::common::failure::{Failure, Result, fail};
+use crate::common::precision::WeightsName;
 use crate::common::spec_text::flops;
 use crate::common::timing::{Repeat, Times};
 
@@ -28,6 +29,9 @@ pub(crate) struct Phases {
     /// T
     pub(crate) steps: usize,
     pub(crate) valid_rows: usize,
+    pub(crate) weights: WeightsName,
+    /// The largest change of a hidden state by rounding the weights, if they were.
+    pub(crate) rounding: Option<f64>,
 }
 
 impl Phases {
@@ -61,11 +65,11 @@ pub(crate) enum Outcome {
 
 /// Opens a device as the command line asks.
 pub(crate) fn open(device: &DeviceChoice, options: &Arguments) -> Result<Engine> {
-    let engine_options = match options.memory_budget {
-        Some(bytes) => EngineOptions::on(device.clone()).memory_budget_bytes(bytes),
-        None => EngineOptions::on(device.clone()),
-    };
-    Ok(Engine::open_blocking(engine_options)?)
+    let engine_options = EngineOptions::on(device.clone()).precision(options.weights.precision());
+    Ok(Engine::open_blocking(match options.memory_budget {
+        Some(bytes) => engine_options.memory_budget_bytes(bytes),
+        None => engine_options,
+    })?)
 }
 
 impl Inputs {
@@ -145,7 +149,21 @@ impl Inputs {
             flops: flops(lstm.spec(), self.valid_rows()),
             steps: self.lengths().iter().copied().max().unwrap_or(0),
             valid_rows: self.valid_rows(),
+            weights: options.weights,
+            rounding: self.rounding(&result, options)?,
         })
+    }
+
+    /// What rounding the weights changed: the CPU backend has them as they were.
+    fn rounding(&self, result: &BatchOutput, options: &Arguments) -> Result<Option<f64>> {
+        if options.weights == WeightsName::F32 {
+            return Ok(None);
+        }
+        let exact =
+            Engine::open_blocking(EngineOptions::on(DeviceChoice::Cpu))?.load_blocking(&self.weights_as_drawn)?;
+        let exact = exact.run_blocking(&self.batch(self.state.as_ref())?)?;
+        let pairs = result.output.iter().flatten().zip(exact.output.iter().flatten());
+        Ok(Some(pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)))
     }
 
     /// One run; where states are carried, its final state becomes the next initial one.

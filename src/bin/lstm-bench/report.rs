@@ -114,6 +114,8 @@ fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
         ("steady_ms", time(|p| p.steady.median())),
         ("steady_min_ms", time(|p| p.steady.min())),
         ("steady_max_ms", time(|p| p.steady.max())),
+        ("weights", json!(measured.map(|p| p.weights.name()))),
+        ("rounding", json!(measured.and_then(|p| p.rounding))),
         ("runs", json!(measured.map(|p| p.steady.runs()))),
         ("states_only_ms", time(|p| p.states_only.median())),
         ("read_back_ms", time(Phases::read_back)),

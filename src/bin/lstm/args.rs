@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wgpu_lstm::{Activation, DeviceChoice, Layout};
 
+use crate::common::precision::WeightsName;
 use crate::common::units::parse_bytes;
 
 #[derive(Debug, Parser)]
@@ -39,6 +40,13 @@ pub(crate) struct DeviceOption {
     /// auto, gpu, gpu:N, cpu, reference, or a part of an adapter's name (see `lstm devices`)
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WeightsOption {
+    /// How to keep the weights: f16 halves their memory and, where reading them is what takes the time, about halves that; results change in the fourth digit
+    #[arg(long, value_enum, default_value_t = WeightsName::F32)]
+    pub(crate) weights: WeightsName,
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +125,8 @@ pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) device: DeviceOption,
     #[command(flatten)]
+    pub(crate) weights: WeightsOption,
+    #[command(flatten)]
     pub(crate) budget: BudgetOption,
     /// Compare with the f64 reference: the longest, the shortest and some other sequences, or all
     #[arg(long, value_enum, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "some")]
@@ -166,6 +176,8 @@ pub(crate) struct BenchOptions {
     /// Timed runs of each case [default: about two seconds' worth, at least 3]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) runs: Option<usize>,
+    #[command(flatten)]
+    pub(crate) weights: WeightsOption,
     #[command(flatten)]
     pub(crate) budget: BudgetOption,
     /// Print JSON

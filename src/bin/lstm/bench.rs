@@ -33,7 +33,7 @@ struct Measured {
 }
 
 pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
-    let weights = model::read(&options.model)?;
+    let weights = options.weights.weights.of(model::read(&options.model)?)?;
     if !options.json {
         say!("model: {}", describe(weights.spec()))?;
         say!(
@@ -96,7 +96,7 @@ pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
 
 fn open(choice: &DeviceChoice, options: &BenchOptions, weights: &LstmWeights) -> Result<Lstm> {
     let device = DeviceOption { device: choice.clone() };
-    let engine = Engine::open_blocking(engine_options(&device, &options.budget))?;
+    let engine = Engine::open_blocking(engine_options(&device, &options.weights, &options.budget))?;
     Ok(engine.load_blocking(weights)?)
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     if options.layout != LayoutName::Batch {
         return usage("--layout: an ONNX graph says itself what its axes are");
     }
-    let engine = Engine::open_blocking(engine_options(&options.device, &options.budget))?;
+    let engine = Engine::open_blocking(engine_options(&options.device, &options.weights, &options.budget))?;
     let compat = match options.onnx_compat {
         None | Some(OnnxCompatName::Operator) => OnnxCompat::Operator,
         Some(OnnxCompatName::Onnxruntime) => OnnxCompat::Onnxruntime,

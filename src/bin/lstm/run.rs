@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use wgpu_lstm::{BatchOutput, Engine, EngineOptions, LstmSpec, LstmWeights, Outputs, SequenceBatch, SequenceOutput};
 
-use crate::args::{BudgetOption, DeviceOption, RunOptions, Verify};
+use crate::args::{BudgetOption, DeviceOption, RunOptions, Verify, WeightsOption};
 use crate::common::failure::{Failure, Result, fail, say};
 use crate::common::spec_text::describe;
 use crate::common::units::milliseconds;
@@ -28,7 +28,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
         return Err(Failure::Usage("--onnx-compat: expected a model ending in .onnx".into()));
     }
     // All files first: nobody should wait for a long run to learn of a mistyped name.
-    let weights = model::read(&options.model)?;
+    let as_read = model::read(&options.model)?;
+    let weights = options.weights.weights.of(as_read.clone())?;
     let input = Input::read(&options.input, options.layout.into(), weights.spec())?;
     let expected = options.expect.as_deref().map(read_expected).transpose()?;
     if let Some(path) = &options.output {
@@ -44,7 +45,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     say_unless_quiet(format!("model: {}", describe(weights.spec())))?;
     say_unless_quiet(input.summary())?;
 
-    let engine = Engine::open_blocking(engine_options(&options.device, &options.budget))?;
+    let engine = Engine::open_blocking(engine_options(&options.device, &options.weights, &options.budget))?;
     if !options.explain {
         say_unless_quiet(format!("device: {}: {}", engine.device().name, engine.device().reason))?;
     }
@@ -65,7 +66,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
         let list: Vec<String> = written.iter().map(|a| format!("{} {:?}", a.name, a.shape)).collect();
         say_unless_quiet(format!("wrote {}: {}", path.display(), list.join(", ")))?;
     }
-    let verified = options.verify.map(|which| verify_run(&weights, &batch, &result, which, options.quiet));
+    let verified = options.verify.map(|which| verify_run([&weights, &as_read], &batch, &result, which, options.quiet));
     let compared = expected.map(|arrays| compare_run(&arrays, &results, &batch, options));
     // Both are reported before the first failure ends the program.
     verified.unwrap_or(Ok(()))?;
@@ -73,8 +74,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
 }
 
 /// The engine options that the command line asks for.
-pub(crate) fn engine_options(device: &DeviceOption, budget: &BudgetOption) -> EngineOptions {
-    let options = EngineOptions::on(device.device.clone());
+pub(crate) fn engine_options(device: &DeviceOption, weights: &WeightsOption, budget: &BudgetOption) -> EngineOptions {
+    let options = EngineOptions::on(device.device.clone()).precision(weights.weights.precision());
     match budget.memory_budget {
         Some(bytes) => options.memory_budget_bytes(bytes),
         None => options,
@@ -121,8 +122,9 @@ impl<'a> Results<'a> {
     }
 }
 
+/// Judges a result by the weights that it was computed with; if they were rounded, says what that did to it.
 fn verify_run(
-    weights: &LstmWeights,
+    [weights, as_read]: [&LstmWeights; 2],
     batch: &SequenceBatch<'_>,
     result: &BatchOutput,
     which: Verify,
@@ -142,6 +144,12 @@ fn verify_run(
         say!("verify: {which} against the f64 reference")?;
         for array in &verdict.arrays {
             say!("  {array}")?;
+        }
+        if weights != as_read {
+            say!("what rounding the weights to f16 changed")?;
+            for array in verify::verify(as_read, batch, result, &sequences)?.arrays {
+                say!("  {}: by {:.1e} at most", array.name, array.error)?;
+            }
         }
     }
     verdict.check().map_err(|failure| failure.context("verify"))

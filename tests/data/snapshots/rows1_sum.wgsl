@@ -2,6 +2,26 @@
 const ROWS: u32 = 1u;
 const SEGMENT_K4: u32 = 8u;
 
+fn tile_column(group: vec3u, local: vec3u) -> u32 {
+    return group.x * WG_X + local.x;
+}
+
+fn tile_row(group: vec3u, local: vec3u) -> u32 {
+    return (group.y * WG_Y + local.y) * ROWS;
+}
+
+fn leaves(column: u32, end: u32) -> bool {
+    return column >= end;
+}
+
+fn readable(column: u32, end: u32) -> u32 {
+    return min(column, end - 1u);
+}
+
+fn finishes(column: u32, end: u32) -> bool {
+    return true;
+}
+
 struct Rows {
     r0: vec4f,
 }
@@ -20,13 +40,13 @@ fn dot_x(before: Rows, first: u32, row: u32, last: u32, stride: u32, k4: u32, w_
         let end = min(start + SEGMENT_K4, k4);
         var s0 = vec4f();
         for (var k = start; k < end; k += 1u) {
-            let w0 = weights[w];
+            let w0 = weight(weights[w]);
             w += columns;
-            let w1 = weights[w];
+            let w1 = weight(weights[w]);
             w += columns;
-            let w2 = weights[w];
+            let w2 = weight(weights[w]);
             w += columns;
-            let w3 = weights[w];
+            let w3 = weight(weights[w]);
             w += columns;
             let v0 = x0[at0 + k] + x1[at0 + k];
             s0 = fma(w0, vec4f(v0.x), s0);

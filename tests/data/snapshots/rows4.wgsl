@@ -2,6 +2,26 @@
 const ROWS: u32 = 4u;
 const SEGMENT_K4: u32 = 8u;
 
+fn tile_column(group: vec3u, local: vec3u) -> u32 {
+    return group.x * WG_X + local.x;
+}
+
+fn tile_row(group: vec3u, local: vec3u) -> u32 {
+    return (group.y * WG_Y + local.y) * ROWS;
+}
+
+fn leaves(column: u32, end: u32) -> bool {
+    return column >= end;
+}
+
+fn readable(column: u32, end: u32) -> u32 {
+    return min(column, end - 1u);
+}
+
+fn finishes(column: u32, end: u32) -> bool {
+    return true;
+}
+
 struct Rows {
     r0: vec4f,
     r1: vec4f,
@@ -29,13 +49,13 @@ fn dot_h(before: Rows, first: u32, row: u32, last: u32, stride: u32, k4: u32, w_
         var s2 = vec4f();
         var s3 = vec4f();
         for (var k = start; k < end; k += 1u) {
-            let w0 = w_hh[w];
+            let w0 = weight(w_hh[w]);
             w += columns;
-            let w1 = w_hh[w];
+            let w1 = weight(w_hh[w]);
             w += columns;
-            let w2 = w_hh[w];
+            let w2 = weight(w_hh[w]);
             w += columns;
-            let w3 = w_hh[w];
+            let w3 = weight(w_hh[w]);
             w += columns;
             let v0 = h_prev[at0 + k];
             let v1 = h_prev[at1 + k];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use wgpu_lstm::{Engine, EngineOptions, Layout, Lstm, SequenceBatch, weights};
+use wgpu_lstm::{Engine, EngineOptions, Layout, Lstm, Precision, SequenceBatch, weights};
 
 use crate::case::Case;
 use crate::{Result, Worker};
@@ -18,10 +18,12 @@ pub struct WgpuLstm {
 }
 
 impl WgpuLstm {
-    /// `device` as in `lstm --device`.
+    /// `device` as in `lstm --device`, with `:f16` for weights as halves.
     pub fn new(case: &Case, device: &str) -> Result<(Self, String)> {
         let mut options = EngineOptions::default();
+        let (device, halves) = device.strip_suffix(":f16").map_or((device, false), |device| (device, true));
         options.device = device.parse()?;
+        options.precision = if halves { Precision::F16Weights } else { Precision::F32 };
         let engine = Engine::open_blocking(options)?;
         let path: PathBuf = case.folder.join("weights.safetensors");
         let lstm = engine.load_blocking(&weights::safetensors::read_file(path, None)?)?;
