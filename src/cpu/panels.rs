@@ -388,15 +388,19 @@ fn step<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
     i: usize,
     chains: &mut [[[S::f32s; V]; P]; M],
 ) {
-    let weights: [[S::f32s; V]; P] = std::array::from_fn(|p| {
+    // Loops: `from_fn` is not always inlined, and then the conversions are not either.
+    let mut unpacked = [[simd.splat_f32s(0.0); V]; P];
+    for p in 0..P {
         let first = if G > 1 { (i * G + p) * V } else { i * V };
-        std::array::from_fn(|v| stored.unpack(weights[p][first + v]))
-    });
+        for v in 0..V {
+            unpacked[p][v] = stored.unpack(weights[p][first + v]);
+        }
+    }
     for r in 0..M {
         let x = simd.splat_f32s(x[r]);
         for p in 0..P {
             for v in 0..V {
-                chains[r][p][v] = simd.mul_add_e_f32s(x, weights[p][v], chains[r][p][v]);
+                chains[r][p][v] = simd.mul_add_e_f32s(x, unpacked[p][v], chains[r][p][v]);
             }
         }
     }
