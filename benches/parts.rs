@@ -18,6 +18,8 @@ const LIMITS: PlanLimits = PlanLimits {
     uniform_alignment: 256,
     budget_bytes: 1 << 30,
     loop_trips: None,
+    wide: true,
+    halves: false,
 };
 
 const BATCH_SIZE: usize = 32;

@@ -11,7 +11,7 @@ mod gpu_internals {
     pub use crate::kernels::params;
     pub use crate::kernels::{
         Binding, BindingKind, CellCode, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NONE, ROW_ALIGN,
-        ROW_TILES, SEGMENT, SLICE_TILES, padded,
+        ROW_TILES, SEGMENT, SEQUENCE_UNITS, SLICE_TILES, padded,
     };
     pub use crate::pack::{PackedLayer, pack_input_rows, pack_layer, unpack_layer};
     pub use crate::plan::{

@@ -45,7 +45,9 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuBatch, GpuOutput, GpuTensor};
 pub use many::RunMany;
-pub use options::{AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions, LimitsProfile, Precision};
+pub use options::{
+    AdapterReport, BackendKind, DeviceChoice, DeviceReport, EngineOptions, LimitsProfile, Precision, Tuning,
+};
 pub use spec::{Direction, LayerSpec, LstmSpec, MAX_SIZE, Merge, StackBuilder};
 pub use stream::{Chunk, PushOutput, SlotState, Stream};
 pub use weights::{CellWeights, LstmWeights};

@@ -85,6 +85,20 @@ pub enum Precision {
     F16Weights,
 }
 
+/// Which kernels a plan prefers on a GPU. A wrong choice costs time, never a bit of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Tuning {
+    /// Those for the adapter: [`Tuning::ManyLanes`] on hardware, [`Tuning::FewLanes`] on a software adapter.
+    #[default]
+    Adapter,
+    /// For a device with far more lanes than a small batch has units: sums are shared by several lanes, and small layers
+    /// run many timesteps in one dispatch.
+    ManyLanes,
+    /// For a device with a few lanes, which are busy anyway: each sums by itself.
+    FewLanes,
+}
+
 /// How to open an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -102,6 +116,8 @@ pub struct EngineOptions {
     pub max_binding_bytes: Option<u64>,
     /// How the weights of models are kept.
     pub precision: Precision,
+    /// Which kernels plans prefer on a GPU.
+    pub tuning: Tuning,
 }
 
 impl EngineOptions {
@@ -128,6 +144,13 @@ impl EngineOptions {
     #[must_use]
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// Sets which kernels plans prefer on a GPU.
+    #[must_use]
+    pub fn tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = tuning;
         self
     }
 

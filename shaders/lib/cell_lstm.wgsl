@@ -7,13 +7,12 @@
 // and see_after are peepholes.wgsl or no_peepholes.wgsl.
 
 fn advance(direction: u32, rank: u32, j: u32, x: vec4f, recurrent: vec4f) -> CellState {
-    let cell = (direction * timestep.batch_size + rank) * timestep.hidden_stride + j;
-    let c_prev = state[cell];
+    let c_prev = load_c(direction, rank, j);
     let gates = see_before(direction, j, x + recurrent, c_prev);
     let i = gate_f(direction, gates.x);
     let f = forget(direction, i, gates.y);
     let c = bound_cell(fma(f, c_prev, i * candidate_g(direction, gates.z)));
-    state[cell] = c;
+    store_c(direction, rank, j, c);
     let o = gate_f(direction, see_after(direction, j, gates.w, c));
     return CellState(c, o * output_h(direction, c));
 }

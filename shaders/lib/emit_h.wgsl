@@ -1,15 +1,6 @@
 // emit, without projection: m is the new h.
 
 fn emit(direction: u32, at: DirectionStep, rank: u32, j: u32, y_row: u32, m: f32) {
-    let slot = (direction * timestep.batch_size + rank) * timestep.h_stride + j;
-    next[slot] = m;
-    if rank >= at.final_from {
-        state[timestep.state_h_n + slot] = m;
-    }
-    if rank >= at.last_from {
-        state[timestep.state_last + slot] = m;
-    }
-    if timestep.y_h != NONE {
-        store_y(direction, y_row + timestep.y_h + j, m);
-    }
+    next[(direction * timestep.batch_size + rank) * timestep.h_stride + j] = m;
+    emit_rows(direction, at, rank, j, y_row, m);
 }

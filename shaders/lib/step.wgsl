@@ -41,8 +41,10 @@ struct Step {
     column_end: u32,
     weight_first: u32,
     weight_columns: u32,
-    padding_0: u32,
-    padding_1: u32,
-    padding_2: u32,
+    // For a kernel that takes many timesteps: how many, where the record of the first lies in the buffer of uniforms, and
+    // from one record to the next; in words.
+    num_steps: u32,
+    record_first: u32,
+    record_words: u32,
     directions: array<DirectionStep, 2>,
 }

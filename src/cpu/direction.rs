@@ -158,6 +158,7 @@ impl Weights {
     }
 
     /// Runs all timesteps from the states `h` and `c`, both in blocks.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a run, named at the only call")]
     pub(super) fn run(
         &self,
         team: &Team,

@@ -318,6 +318,7 @@ fn pass<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
 
 /// M rows times the first P of `panels`; P is G where G is more than one.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "i also counts in the panels")]
 fn tile<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, const G: usize>(
     simd: S,
     stored: W,

@@ -13,8 +13,8 @@ use super::trip::{Trip, TripKind};
 use super::wait::{Ownership, Waiter, poll};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result, bail};
-use crate::kernels::WORKGROUP_SIZE;
-use crate::options::{EngineOptions, LimitsProfile, Precision};
+use crate::kernels::{LARGEST_WORKGROUP, WORKGROUP_SIZE};
+use crate::options::{EngineOptions, LimitsProfile, Precision, Tuning};
 use crate::plan::PlanLimits;
 
 /// Bytes of working buffers of one run unless the options say otherwise.
@@ -52,8 +52,8 @@ pub(crate) fn required_limits(adapter: &wgpu::Adapter, profile: LimitsProfile) -
     // What no kernel needs (textures, vertices) must not keep a device from opening.
     let mut required = wgpu::Limits::default().or_worse_values_from(&has);
     required.max_storage_buffers_per_shader_stage = NEEDED_STORAGE_BUFFERS;
-    required.max_compute_invocations_per_workgroup = WORKGROUP_SIZE;
-    required.max_compute_workgroup_size_x = WORKGROUP_SIZE;
+    required.max_compute_invocations_per_workgroup = LARGEST_WORKGROUP.min(has.max_compute_invocations_per_workgroup);
+    required.max_compute_workgroup_size_x = LARGEST_WORKGROUP.min(has.max_compute_workgroup_size_x);
     required.max_compute_workgroup_size_y = WORKGROUP_SIZE;
     required.max_compute_workgroup_size_z = 1;
     required.max_compute_workgroup_storage_size = NEEDED_WORKGROUP_BYTES;
@@ -129,7 +129,12 @@ impl Context {
             uniform_alignment: has.min_uniform_buffer_offset_alignment,
             budget_bytes: options.memory_budget_bytes.unwrap_or(DEFAULT_BUDGET_BYTES),
             loop_trips: None,
-            wide: device.adapter_info().device_type != wgpu::DeviceType::Cpu,
+            wide: match options.tuning {
+                Tuning::Adapter => device.adapter_info().device_type != wgpu::DeviceType::Cpu,
+                Tuning::ManyLanes => true,
+                Tuning::FewLanes => false,
+            } && LARGEST_WORKGROUP
+                <= has.max_compute_invocations_per_workgroup.min(has.max_compute_workgroup_size_x),
             halves: options.precision == Precision::F16Weights,
         };
         let mut storage_alignment = has.min_storage_buffer_offset_alignment;

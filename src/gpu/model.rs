@@ -7,9 +7,9 @@ use half::f16;
 
 use super::device::Context;
 use crate::error::{Result, bail};
-use crate::kernels::{KernelId, LayerLayout, ModelPart};
+use crate::kernels::{KernelId, ModelPart, padded};
 use crate::pack::pack_layer;
-use crate::plan::{LayerKernels, PlanLimits, sum_len, tiles};
+use crate::plan::{LayerKernels, PlanLimits, TileOverride, sum_len, tiles};
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
 
@@ -101,9 +101,12 @@ fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
     let mut ids = BTreeSet::new();
     for l in 0..spec.num_layers() {
         let LayerKernels { cell, input, step } = LayerKernels::new(spec.layers(), l);
-        let layout = LayerLayout::new(spec.layers(), l);
+        let layout = limits.layout(spec.layers(), l);
         for (kernel, columns) in std::iter::once(input).chain(step) {
             ids.extend(tiles::variants(kernel, cell, columns, sum_len(&layout, kernel), limits));
+        }
+        if tiles::takes_sequence(&layout, limits, TileOverride::default()) {
+            ids.extend([1, 3].map(|sequences| tiles::sequence(cell, sequences, padded(layout.hidden_size), limits)));
         }
     }
     ids

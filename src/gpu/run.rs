@@ -192,7 +192,11 @@ fn wanted(plan: &Plan) -> Vec<Wanted> {
         .map(|b| Wanted {
             label: format!("lstm.{}", b.label),
             size_bytes: b.size_bytes,
-            usage: if b.uniform { U::UNIFORM | U::COPY_DST } else { U::STORAGE | U::COPY_DST | U::COPY_SRC },
+            usage: if b.uniform {
+                U::UNIFORM | U::STORAGE | U::COPY_DST
+            } else {
+                U::STORAGE | U::COPY_DST | U::COPY_SRC
+            },
         })
         .collect()
 }

@@ -29,12 +29,18 @@ pub const ROW_TILES: [u32; 3] = [1, 4, 8];
 /// Workgroup widths that a plan may choose; the height fills `WORKGROUP_SIZE`.
 pub const LANE_TILES: [u32; 2] = [16, 64];
 /// Slices that a plan may choose: invocations that share one sum over k; 1 is none. A kernel with slices has 1 or 4 rows
-/// and [`SLICED_LANES`] columns, so that its workgroup memory stays within WebGPU's default of 16 KiB.
+/// and `SLICED_LANES` columns, so that its workgroup memory stays within WebGPU's default of 16 KiB.
 pub const SLICE_TILES: [u32; 3] = [1, 8, 16];
 /// WG_X of a kernel with slices.
 pub const SLICED_LANES: u32 = 16;
+/// Workgroup widths of [`Kernel::Sequence`], which has 1 or 4 rows.
+pub const SEQUENCE_LANES: [u32; 2] = [64, 256];
+/// The most units of a layer that [`Kernel::Sequence`] takes, padded; `UNITS` of the shader.
+pub const SEQUENCE_UNITS: usize = 256;
 /// Invocations per workgroup of the tiled kernels without slices.
 pub const WORKGROUP_SIZE: u32 = 64;
+/// The most invocations of a workgroup, of kernels with slices and [`Kernel::Sequence`]; WebGPU's default limit.
+pub const LARGEST_WORKGROUP: u32 = 256;
 
 /// `size` rounded up to whole vec4.
 pub const fn padded(size: usize) -> usize {
@@ -126,6 +132,8 @@ pub enum Kernel {
     GruCandidate,
     /// `shaders/rnn_step.wgsl`
     RnnStep,
+    /// `shaders/sequence.wgsl` with `cell_lstm` and `no_peepholes`
+    Sequence,
     /// `shaders/copy_rows.wgsl`
     CopyRows,
     /// `shaders/pool_rows.wgsl`
@@ -136,7 +144,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 18] = [
+    pub const ALL: [Kernel; 19] = [
         Kernel::InputProjection,
         Kernel::InputProjectionSum,
         Kernel::RecurrentStep,
@@ -152,6 +160,7 @@ impl Kernel {
         Kernel::GruReset,
         Kernel::GruCandidate,
         Kernel::RnnStep,
+        Kernel::Sequence,
         Kernel::CopyRows,
         Kernel::PoolRows,
         Kernel::SelfTest,
@@ -172,6 +181,7 @@ impl Kernel {
             Kernel::GruReset => "gru_reset",
             Kernel::GruCandidate => "gru_candidate",
             Kernel::RnnStep => "rnn_step",
+            Kernel::Sequence => "sequence",
             Kernel::CopyRows => "copy_rows",
             Kernel::PoolRows => "pool_rows",
             Kernel::SelfTest => "self_test",
@@ -216,6 +226,20 @@ impl Kernel {
                         read("w_hh"),
                         read("h_prev"),
                         read_write("next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                    ]
+                }
+            }
+            Kernel::Sequence => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x_gates"),
+                        read("w_hh"),
+                        read("steps"),
+                        read_write("h"),
                         read_write("state"),
                         read_write("y0"),
                         read_write("y1"),
@@ -351,12 +375,12 @@ impl Kernel {
 
     /// Whether WG_X and WG_Y apply.
     pub fn is_tiled(self) -> bool {
-        !matches!(self, Kernel::SelfTest | Kernel::NormalizedCell | Kernel::NormalizedCellProjected)
+        !matches!(self, Kernel::Sequence | Kernel::SelfTest | Kernel::NormalizedCell | Kernel::NormalizedCellProjected)
     }
 
     /// Whether the kernel sums over k and has a row tile.
     pub fn has_row_tile(self) -> bool {
-        self.is_tiled() && !matches!(self, Kernel::CopyRows | Kernel::PoolRows)
+        self == Kernel::Sequence || (self.is_tiled() && !matches!(self, Kernel::CopyRows | Kernel::PoolRows))
     }
 
     /// Whether the options of a cell decide a part of its text.
@@ -371,7 +395,8 @@ impl Kernel {
             | Kernel::GruStep
             | Kernel::GruReset
             | Kernel::GruCandidate
-            | Kernel::RnnStep => true,
+            | Kernel::RnnStep
+            | Kernel::Sequence => true,
             Kernel::InputProjection
             | Kernel::InputProjectionSum
             | Kernel::GateSums
@@ -408,6 +433,19 @@ impl KernelId {
     pub fn all() -> Vec<KernelId> {
         let mut ids: Vec<KernelId> = CellCode::examples().into_iter().flat_map(Self::with_options).collect();
         for kernel in Kernel::ALL {
+            if kernel == Kernel::Sequence {
+                let tiles = [(ROW_TILES[0], SEQUENCE_LANES[0], true), (ROW_TILES[1], SEQUENCE_LANES[1], false)];
+                let cell = CellCode::default();
+                ids.extend(tiles.map(|(rows, lanes, halves)| KernelId {
+                    kernel,
+                    cell,
+                    rows,
+                    lanes,
+                    slices: 1,
+                    halves,
+                }));
+                continue;
+            }
             let rows: &[u32] = if kernel.has_row_tile() { &ROW_TILES } else { &[1] };
             let lanes: &[u32] = if kernel.is_tiled() { &LANE_TILES } else { &[64] };
             for &rows in rows {
@@ -454,6 +492,9 @@ impl KernelId {
     /// The override constants of the pipeline.
     pub fn constants(self) -> Vec<(&'static str, f64)> {
         let mut constants = if self.kernel.has_cell() { self.cell.constants() } else { Vec::new() };
+        if self.kernel == Kernel::Sequence {
+            constants.push(("WG_X", f64::from(self.lanes)));
+        }
         if self.kernel.is_tiled() {
             constants.extend([("WG_X", f64::from(self.lanes)), ("WG_Y", f64::from(self.workgroup_height()))]);
         }
@@ -482,27 +523,60 @@ impl KernelId {
         let pieces: &[&str] = match self.kernel {
             Kernel::InputProjection => &[text::INPUT_PROJECTION, text::PLANES_CONCAT],
             Kernel::InputProjectionSum => &[text::INPUT_PROJECTION, text::PLANES_SUM],
-            Kernel::RecurrentStep => {
-                &[text::RECURRENT_STEP, text::CELL_LSTM, text::NO_PEEPHOLES, text::EMIT_H, text::STORE_Y, text::STEP]
-            }
-            Kernel::RecurrentStepProjected => {
-                &[text::RECURRENT_STEP, text::CELL_LSTM, text::NO_PEEPHOLES, text::EMIT_M, text::STORE_Y, text::STEP]
-            }
-            Kernel::PeepholeStep => {
-                &[text::RECURRENT_STEP, text::CELL_LSTM, text::PEEPHOLES, text::EMIT_H, text::STORE_Y, text::STEP]
-            }
-            Kernel::PeepholeStepProjected => {
-                &[text::RECURRENT_STEP, text::CELL_LSTM, text::PEEPHOLES, text::EMIT_M, text::STORE_Y, text::STEP]
-            }
+            Kernel::RecurrentStep => &[
+                text::RECURRENT_STEP,
+                text::CELL_LSTM,
+                text::C_IN_STATE,
+                text::NO_PEEPHOLES,
+                text::EMIT_H,
+                text::EMIT_ROWS,
+                text::STORE_Y,
+                text::STEP,
+            ],
+            Kernel::RecurrentStepProjected => &[
+                text::RECURRENT_STEP,
+                text::CELL_LSTM,
+                text::C_IN_STATE,
+                text::NO_PEEPHOLES,
+                text::EMIT_M,
+                text::STORE_Y,
+                text::STEP,
+            ],
+            Kernel::PeepholeStep => &[
+                text::RECURRENT_STEP,
+                text::CELL_LSTM,
+                text::C_IN_STATE,
+                text::PEEPHOLES,
+                text::EMIT_H,
+                text::EMIT_ROWS,
+                text::STORE_Y,
+                text::STEP,
+            ],
+            Kernel::PeepholeStepProjected => &[
+                text::RECURRENT_STEP,
+                text::CELL_LSTM,
+                text::C_IN_STATE,
+                text::PEEPHOLES,
+                text::EMIT_M,
+                text::STORE_Y,
+                text::STEP,
+            ],
             Kernel::GateSums => &[text::GATE_SUMS, text::STEP],
-            Kernel::NormalizedCell => &[text::NORMALIZED_CELL, text::EMIT_H, text::STORE_Y, text::STEP],
+            Kernel::NormalizedCell => {
+                &[text::NORMALIZED_CELL, text::EMIT_H, text::EMIT_ROWS, text::STORE_Y, text::STEP]
+            }
             Kernel::NormalizedCellProjected => &[text::NORMALIZED_CELL, text::EMIT_M, text::STORE_Y, text::STEP],
             Kernel::ProjectionStep => &[text::PROJECTION_STEP, text::NO_PROJECTION_BIAS, text::EMIT4, text::STEP],
             Kernel::ProjectionStepBias => &[text::PROJECTION_STEP, text::PROJECTION_BIAS, text::EMIT4, text::STEP],
-            Kernel::GruStep => &[text::RECURRENT_STEP, text::CELL_GRU, text::EMIT_H, text::STORE_Y, text::STEP],
+            Kernel::GruStep => {
+                &[text::RECURRENT_STEP, text::CELL_GRU, text::EMIT_H, text::EMIT_ROWS, text::STORE_Y, text::STEP]
+            }
             Kernel::GruReset => &[text::GRU_RESET, text::STEP],
             Kernel::GruCandidate => &[text::GRU_CANDIDATE, text::EMIT4, text::STEP],
             Kernel::RnnStep => &[text::RNN_STEP, text::EMIT4, text::STEP],
+            Kernel::Sequence => {
+                &[text::SEQUENCE, text::CELL_LSTM, text::NO_PEEPHOLES, text::EMIT_ROWS, text::STORE_Y, text::STEP]
+            }
             Kernel::CopyRows => &[text::COPY_ROWS],
             Kernel::PoolRows => &[text::POOL_ROWS],
             Kernel::SelfTest => &[text::SELF_TEST, text::ACTIVATION],
@@ -521,7 +595,8 @@ impl KernelId {
         }
         if let Some(functions) = self.row_functions() {
             add(if self.halves { HALVES } else { WHOLES });
-            add(&functions.source(self.rows, self.slices, self.lanes));
+            let slices = if self.kernel.is_tiled() { Some(self.slices) } else { None };
+            add(&functions.source(self.rows, slices, self.lanes));
         }
         source
     }
@@ -547,6 +622,9 @@ impl KernelId {
             | Kernel::GruStep
             | Kernel::GruReset
             | Kernel::RnnStep => STEP,
+            Kernel::Sequence => {
+                RowFunctions { weights: "w_hh", inputs: &[("dot_h", &["h4"])], finish_leading: &["direction"] }
+            }
             Kernel::ProjectionStep | Kernel::ProjectionStepBias => {
                 RowFunctions { weights: "w_hr", inputs: &[("dot_m", &["m"])], finish_leading: &["direction"] }
             }
@@ -579,12 +657,14 @@ fn weight(packed: Weight) -> vec4f {
 /// The files of `shaders/`.
 mod text {
     pub(super) const ACTIVATION: &str = include_str!("../../shaders/lib/activation.wgsl");
+    pub(super) const C_IN_STATE: &str = include_str!("../../shaders/lib/c_in_state.wgsl");
     pub(super) const CELL_GRU: &str = include_str!("../../shaders/lib/cell_gru.wgsl");
     pub(super) const CELL_LSTM: &str = include_str!("../../shaders/lib/cell_lstm.wgsl");
     pub(super) const COPY_ROWS: &str = include_str!("../../shaders/copy_rows.wgsl");
     pub(super) const EMIT4: &str = include_str!("../../shaders/lib/emit4.wgsl");
     pub(super) const EMIT_H: &str = include_str!("../../shaders/lib/emit_h.wgsl");
     pub(super) const EMIT_M: &str = include_str!("../../shaders/lib/emit_m.wgsl");
+    pub(super) const EMIT_ROWS: &str = include_str!("../../shaders/lib/emit_rows.wgsl");
     pub(super) const FUNCTIONS: &str = include_str!("../../shaders/lib/functions.wgsl");
     pub(super) const GATE_SUMS: &str = include_str!("../../shaders/gate_sums.wgsl");
     pub(super) const GRU_CANDIDATE: &str = include_str!("../../shaders/gru_candidate.wgsl");
@@ -602,6 +682,7 @@ mod text {
     pub(super) const RECURRENT_STEP: &str = include_str!("../../shaders/recurrent_step.wgsl");
     pub(super) const RNN_STEP: &str = include_str!("../../shaders/rnn_step.wgsl");
     pub(super) const SELF_TEST: &str = include_str!("../../shaders/self_test.wgsl");
+    pub(super) const SEQUENCE: &str = include_str!("../../shaders/sequence.wgsl");
     pub(super) const STEP: &str = include_str!("../../shaders/lib/step.wgsl");
     pub(super) const STORE_Y: &str = include_str!("../../shaders/lib/store_y.wgsl");
 }

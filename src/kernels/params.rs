@@ -55,9 +55,9 @@ pub struct Step {
     pub column_end: u32,
     pub weight_first: u32,
     pub weight_columns: u32,
-    pub padding_0: u32,
-    pub padding_1: u32,
-    pub padding_2: u32,
+    pub num_steps: u32,
+    pub record_first: u32,
+    pub record_words: u32,
     pub directions: [DirectionStep; 2],
 }
 

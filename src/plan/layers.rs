@@ -25,7 +25,8 @@ pub fn summed_part(kernel: Kernel) -> Option<ModelPart> {
         | Kernel::GateSums
         | Kernel::GruStep
         | Kernel::GruReset
-        | Kernel::RnnStep => Some(ModelPart::WeightsHh),
+        | Kernel::RnnStep
+        | Kernel::Sequence => Some(ModelPart::WeightsHh),
         Kernel::ProjectionStep | Kernel::ProjectionStepBias | Kernel::GruCandidate => Some(ModelPart::WeightsInner),
         Kernel::NormalizedCell
         | Kernel::NormalizedCellProjected

@@ -39,7 +39,7 @@ pub struct PlanLimits {
     pub budget_bytes: u64,
     /// The most loop trips of an invocation that the driver completes; `None` if none was found.
     pub loop_trips: Option<u32>,
-    /// Whether the device has far more lanes than a small batch has units: every GPU, no software adapter.
+    /// Whether the device has far more lanes than a small batch has units; see [`crate::Tuning`].
     pub wide: bool,
     /// Whether weights lie on the device as halves.
     pub halves: bool,

@@ -840,22 +840,115 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        for s in chunk.steps.clone() {
-            self.plan_step(chunk, l, s, reverse, gates, stored, buffers);
+        if self.takes_sequence(l) {
+            self.plan_sequence(chunk, l, reverse, gates, stored, buffers);
+        } else {
+            for s in chunk.steps.clone() {
+                self.plan_step(chunk, l, s, reverse, gates, stored, buffers);
+            }
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of a layer, named at the only call")]
-    fn plan_step(
+    /// Whether layer `l` runs many timesteps in a dispatch; the same for all its chunks.
+    fn takes_sequence(&self, l: usize) -> bool {
+        // The kernel reads the records of its timesteps as a storage buffer.
+        let chunk_steps = if self.request.recorded { usize::MAX } else { MAX_STEPS_PER_CHUNK };
+        let steps = self.schedule.num_steps().min(chunk_steps);
+        let records = 4 * self.request.spec.num_cells() * (steps + 16);
+        let most = self.request.limits.binding_bytes / u64::from(self.record_bytes());
+        records as u64 <= most && tiles::takes_sequence(&self.layouts[l], &self.request.limits, self.request.tiles)
+    }
+
+    /// The timesteps of a chunk in as few dispatches as the places of the output and the length of a dispatch allow.
+    fn plan_sequence(
         &mut self,
         chunk: &mut Chunk,
         l: usize,
-        s: usize,
         reverse: &[bool],
         gates: BufferId,
         stored: &Stored,
         buffers: &LayerBuffers,
     ) {
+        let hidden_size = self.layers[l].hidden_size;
+        let weights = self.layouts[l].range(ModelPart::WeightsHh, 0);
+        let most_steps = tiles::steps_within_loops(&self.layouts[l], &self.request.limits);
+        let mut run: Vec<Step> = Vec::new();
+        let (mut run_y, mut run_flops) = (None, 0);
+        for s in chunk.steps.clone() {
+            let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, stored, buffers);
+            let flops = reverse.len() as u64 * self.flops(l, Kernel::Sequence, most_active, hidden_size);
+            let full = run.len() == most_steps || run_flops + flops > self.request.dispatch_flops;
+            if !run.is_empty() && (full || run_y != Some(y)) {
+                self.push_sequence(
+                    chunk,
+                    l,
+                    reverse,
+                    gates,
+                    buffers,
+                    &run,
+                    run_y.expect("set with the run"),
+                    run_flops,
+                );
+                (run, run_flops) = (Vec::new(), 0);
+            }
+            run.push(Step { weight_columns: weights.len() as u32, column_end: hidden_size as u32, ..step });
+            (run_y, run_flops) = (Some(y), run_flops + flops);
+        }
+        if let Some(y) = run_y {
+            self.push_sequence(chunk, l, reverse, gates, buffers, &run, y, run_flops);
+        }
+    }
+
+    /// A dispatch of many timesteps.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a dispatch, named at its two calls")]
+    fn push_sequence(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        reverse: &[bool],
+        gates: BufferId,
+        buffers: &LayerBuffers,
+        run: &[Step],
+        y: [BufferRange; 2],
+        flops: u64,
+    ) {
+        let uniform = chunk.uniform_range(size_of::<Step>());
+        let record_words = chunk.record_bytes / F32 as u32;
+        let mut first = None;
+        for step in run {
+            let place = chunk.next_uniform();
+            let record = Step { num_steps: run.len() as u32, record_first: place / F32 as u32, record_words, ..*step };
+            first.get_or_insert(place);
+            chunk.push_uniform(bytemuck::bytes_of(&record));
+        }
+        let w_hh = BufferRange::from(BufferId::Model { layer: l, part: ModelPart::WeightsHh, range: 0 });
+        // One buffer for h, since it is read before the first timestep and written after the last.
+        let (h, state) = (buffers.h[0].into(), buffers.state.into());
+        let ranges = vec![uniform, gates.into(), w_hh, uniform.buffer.into(), h, state, y[0], y[1]];
+        let bind_group = self.bind_group(Kernel::Sequence, ranges);
+        let batch_size = self.schedule.batch_size();
+        let id = tiles::sequence(
+            self.layer_kernels[l].cell,
+            batch_size,
+            padded(self.layers[l].hidden_size),
+            &self.request.limits,
+        );
+        let workgroups = [(batch_size as u32).div_ceil(id.rows), 1, reverse.len() as u32];
+        let kernel = self.kernel(id);
+        let uniform_bytes = first.expect("a run has a timestep");
+        chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops });
+    }
+
+    /// What timestep `s` of layer `l` needs to know, but for its columns.
+    fn step_record(
+        &self,
+        chunk: &Chunk,
+        l: usize,
+        s: usize,
+        reverse: &[bool],
+        stored: &Stored,
+        buffers: &LayerBuffers,
+    ) -> StepRecord {
         let layer = self.layers[l];
         let batch_size = self.schedule.batch_size() as u32;
         let mut directions = [bytemuck::Zeroable::zeroed(); 2];
@@ -901,6 +994,21 @@ impl<'a> Planner<'a> {
             directions,
             ..bytemuck::Zeroable::zeroed()
         };
+        StepRecord { step, y, most_active }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of a layer, named at the only call")]
+    fn plan_step(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        s: usize,
+        reverse: &[bool],
+        gates: BufferId,
+        stored: &Stored,
+        buffers: &LayerBuffers,
+    ) {
+        let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, stored, buffers);
         let uniform = chunk.uniform_range(size_of::<Step>());
         let (h_prev, h_next) = (buffers.h[s % 2], buffers.h[(s + 1) % 2]);
 
@@ -958,6 +1066,7 @@ impl<'a> Planner<'a> {
                 }
                 Kernel::InputProjection
                 | Kernel::InputProjectionSum
+                | Kernel::Sequence
                 | Kernel::CopyRows
                 | Kernel::PoolRows
                 | Kernel::SelfTest => {
@@ -1026,6 +1135,14 @@ struct ColumnRun {
     columns: Range<usize>,
 }
 
+/// A timestep of a layer.
+struct StepRecord {
+    step: Step,
+    /// Where its output goes, forward and reverse.
+    y: [BufferRange; 2],
+    most_active: usize,
+}
+
 /// Where a layer's output rows go.
 struct Stored {
     planes: [Option<Plane>; 2],
@@ -1063,6 +1180,11 @@ impl Chunk {
             capacity: 0,
             buffer_bytes,
         }
+    }
+
+    /// The dynamic offset of the next record.
+    fn next_uniform(&self) -> u32 {
+        (self.uniforms_first + self.uniform_bytes.len() as u64) as u32
     }
 
     /// Appends a record; returns its dynamic offset.

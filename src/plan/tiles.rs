@@ -2,7 +2,8 @@
 
 use super::PlanLimits;
 use crate::kernels::{
-    CellCode, Kernel, KernelId, LANE_TILES, ROW_TILES, SEGMENT, SLICE_TILES, SLICED_LANES, WORKGROUP_SIZE,
+    CellCode, Form, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, ROW_TILES, SEGMENT, SEQUENCE_LANES,
+    SEQUENCE_UNITS, SLICE_TILES, SLICED_LANES, WORKGROUP_SIZE, loop_trips, padded,
 };
 
 /// Tiles fixed by a test instead of being chosen.
@@ -14,6 +15,8 @@ pub struct TileOverride {
     pub lanes: Option<u32>,
     /// One of [`SLICE_TILES`]; more than one wins over the others.
     pub slices: Option<u32>,
+    /// Whether layers that can run many timesteps in a dispatch do.
+    pub sequence: Option<bool>,
 }
 
 /// What a dispatch computes.
@@ -66,6 +69,43 @@ pub fn choose(kernel: Kernel, cell: CellCode, shape: Shape, limits: &PlanLimits,
         lanes: if kernel.is_tiled() { fixed.lanes.unwrap_or(by_columns) } else { WORKGROUP_SIZE },
         slices,
         halves,
+    }
+}
+
+/// Whether a layer runs many timesteps in one dispatch: a workgroup goes through them for some sequences, and reads the
+/// weights once a timestep. For a layer whose weights stay near one processor, and for a plain LSTM.
+pub fn takes_sequence(layout: &LayerLayout, limits: &PlanLimits, fixed: TileOverride) -> bool {
+    /// 4·H·H weights are 147 KB of f32; a discrete GPU's processor has as much next to it.
+    const NEAR: usize = 96;
+    let plain = layout.form == Form::Lstm && !layout.is_normalized() && !layout.has_peepholes() && !layout.has_inner;
+    let able = plain && padded(layout.hidden_size) <= SEQUENCE_UNITS && layout.num_ranges(ModelPart::WeightsHh) == 1;
+    able && steps_within_loops(layout, limits) > 0
+        && fixed.sequence.unwrap_or(limits.wide && layout.hidden_size <= NEAR)
+}
+
+/// The most timesteps of a dispatch for a driver that ends loops.
+pub fn steps_within_loops(layout: &LayerLayout, limits: &PlanLimits) -> usize {
+    /// Trips of the loops before and after the timesteps: four rows of units, four to an invocation of the narrowest.
+    const AROUND: usize = 2 * (4 * SEQUENCE_UNITS / SEQUENCE_LANES[0] as usize + 1) + 2;
+    let stride = padded(layout.hidden_size);
+    let units = stride.div_ceil(sequence_lanes(stride) as usize);
+    let of_step = units * (loop_trips(stride / 4) + 1) + 2;
+    limits.loop_trips.map_or(usize::MAX, |limit| (limit as usize).saturating_sub(AROUND) / of_step)
+}
+
+fn sequence_lanes(stride: usize) -> u32 {
+    if stride <= SEQUENCE_LANES[0] as usize { SEQUENCE_LANES[0] } else { SEQUENCE_LANES[1] }
+}
+
+/// The variant of [`Kernel::Sequence`] for so many sequences and units, padded.
+pub fn sequence(cell: CellCode, sequences: usize, stride: usize, limits: &PlanLimits) -> KernelId {
+    KernelId {
+        kernel: Kernel::Sequence,
+        cell,
+        rows: if sequences <= 2 { ROW_TILES[0] } else { ROW_TILES[1] },
+        lanes: sequence_lanes(stride),
+        slices: 1,
+        halves: limits.halves,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Equal bits: whoever the neighbours, whatever the padding, chunks, tiles and outputs asked for.
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, LANE_TILES, ROW_TILES, SLICE_TILES, TileOverride, plan, run_fixed};
+use wgpu_lstm::internals::{Fixed, Kernel, LANE_TILES, ROW_TILES, SLICE_TILES, TileOverride, plan, run_fixed};
 use wgpu_lstm::{
     BatchOutput, CellSpec, Direction, Engine, GruCell, LayerSpec, LstmCell, LstmSpec, Merge, Outputs, Precision,
     RnnCell, SequenceOutput,
@@ -175,13 +175,14 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.engine()?;
     // Besides, sums of more segments than there are slices.
     let long = LstmSpec::stack(5, 540, 1).build()?;
+    let mut num_sequences = 0;
     for spec in models().into_iter().chain([long]) {
         let case = Case::new("tiles", &spec, &LENGTHS[..19], 9, true, 4);
         let lstm = engine.load_blocking(&case.weights)?;
         let expected = lstm.run_blocking(&case.batch())?;
         for rows in ROW_TILES {
             for lanes in LANE_TILES {
-                let tiles = TileOverride { rows: Some(rows), lanes: Some(lanes), slices: None };
+                let tiles = TileOverride { rows: Some(rows), lanes: Some(lanes), ..TileOverride::default() };
                 let fixed = Fixed { tiles, ..Fixed::default() };
                 let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
                 equal_outputs(&format!("rows {rows}, lanes {lanes}"), &output, &expected)?;
@@ -190,6 +191,21 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
         // A few sequences take the form of one row, many the form of four.
         let few = Case::new("few", &spec, &[7, 9], 9, true, 4);
         let of_few = lstm.run_blocking(&few.batch())?;
+        let tiles = TileOverride { sequence: Some(true), ..TileOverride::default() };
+        for (batch, expected) in [(case.batch(), &expected), (few.batch(), &of_few)] {
+            let fixed = Fixed { tiles, ..Fixed::default() };
+            let plan = plan(&lstm, &batch, fixed).ok_or("not on a GPU")??;
+            let dispatches = plan.submits.iter().flat_map(|submit| &submit.dispatches);
+            num_sequences += dispatches.filter(|d| plan.kernels[d.kernel].kernel == Kernel::Sequence).count();
+            let output = run_fixed(&lstm, &batch, fixed).ok_or("not on a GPU")??;
+            equal_outputs("many timesteps in a dispatch", &output, expected)?;
+            // One timestep at a time, then some: the state goes from dispatch to dispatch.
+            for dispatch_flops in [Some(1), Some(400_000)] {
+                let fixed = Fixed { tiles, dispatch_flops, ..Fixed::default() };
+                let output = run_fixed(&lstm, &batch, fixed).ok_or("not on a GPU")??;
+                equal_outputs(&format!("dispatches of {dispatch_flops:?}"), &output, expected)?;
+            }
+        }
         for slices in SLICE_TILES {
             let tiles = TileOverride { slices: Some(slices), ..TileOverride::default() };
             let fixed = Fixed { tiles, ..Fixed::default() };
@@ -198,6 +214,10 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
             let output = run_fixed(&lstm, &few.batch(), fixed).ok_or("not on a GPU")??;
             equal_outputs(&format!("{slices} slices of few rows"), &output, &of_few)?;
         }
+    }
+    // Two of the models have three layers that can, in two batches each.
+    if num_sequences != 6 {
+        return Err(format!("expected 6 dispatches of many timesteps, found {num_sequences}").into());
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Every case on every adapter: Mesa lavapipe, SwiftShader and whatever hardware there is, and on the best adapter
-//! once more with WebGPU's default limits.
+//! once more with WebGPU's default limits and the kernels that it would not choose by itself.
 //!
 //! `LSTM_REQUIRE_ADAPTER=1` turns "no adapter" into a failure; `LSTM_EXPECT_ADAPTERS=llvmpipe,SwiftShader` asks for
 //! adapters by parts of their names; `LSTM_FULL=1` adds the long cases.
@@ -21,7 +21,7 @@ mod trouble;
 use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use wgpu_lstm::{AdapterReport, DeviceChoice, Engine, EngineOptions, LimitsProfile, wgpu};
+use wgpu_lstm::{AdapterReport, DeviceChoice, Engine, EngineOptions, LimitsProfile, Tuning, wgpu};
 
 /// An adapter under test; its engine is opened by the first test that needs it.
 struct Subject {
@@ -32,13 +32,18 @@ struct Subject {
 
 impl Subject {
     fn new(report: &AdapterReport, limits: LimitsProfile) -> Arc<Self> {
-        let suffix = if limits == LimitsProfile::WebGpuDefaults { "+webgpu_defaults" } else { "" };
+        // What an adapter does not choose by itself is tested beside the other limits.
+        let (suffix, tuning) = match (limits, report.is_software) {
+            (LimitsProfile::Adapter, _) => ("", Tuning::Adapter),
+            (LimitsProfile::WebGpuDefaults, true) => ("+webgpu_defaults+many_lanes", Tuning::ManyLanes),
+            (LimitsProfile::WebGpuDefaults, false) => ("+webgpu_defaults+few_lanes", Tuning::FewLanes),
+        };
         let name: String =
             report.name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
         let name = name.trim_matches('_').to_owned();
         Arc::new(Self {
             label: format!("gpu{}_{name}{suffix}", report.index),
-            options: EngineOptions::on(DeviceChoice::GpuIndex(report.index)).limits(limits),
+            options: EngineOptions::on(DeviceChoice::GpuIndex(report.index)).limits(limits).tuning(tuning),
             engine: OnceLock::new(),
         })
     }

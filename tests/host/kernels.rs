@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Override, StorageAccess, TypeInner};
 use wgpu_lstm::internals::params::{CopyParams, DirectionStep, InputParams, PoolParams, SelfTestParams, Step};
-use wgpu_lstm::internals::{Binding, BindingKind, CellCode, Kernel, KernelId, NONE, SEGMENT};
+use wgpu_lstm::internals::{Binding, BindingKind, CellCode, Kernel, KernelId, NONE, SEGMENT, SEQUENCE_UNITS};
 
 use crate::snapshot;
 
@@ -80,8 +80,7 @@ macro_rules! members {
 #[test]
 fn structs_have_the_same_members_on_both_sides() {
     let step = members!(Step: hidden_size, hidden_stride, h_stride, batch_size, y_stride, y_h, y_c, state_h_n,
-        state_last, column_first, column_end, weight_first, weight_columns, padding_0, padding_1, padding_2,
-        directions);
+        state_last, column_first, column_end, weight_first, weight_columns, num_steps, record_first, record_words, directions);
     let direction = members!(DirectionStep: gates_first, num_active, y_row, final_from, last_from, padding_0,
         padding_1, padding_2);
     let input = members!(InputParams: rows, columns, x0_first, x0_k4, x1_first, x1_k4, gates_first, x0_stride,
@@ -140,6 +139,11 @@ fn overrides_constants_and_entry_points_are_those_of_the_table() {
         if id.kernel.has_row_tile() {
             assert_eq!(constant("ROWS"), Some(id.rows), "{}", id.name());
             assert_eq!(constant("SEGMENT_K4"), Some(SEGMENT as u32 / 4), "{}", id.name());
+        }
+        if id.kernel == Kernel::Sequence {
+            assert_eq!(constant("UNITS"), Some(SEQUENCE_UNITS as u32));
+            assert_eq!(constant("STEP_WORDS"), Some(std::mem::offset_of!(Step, directions) as u32 / 4));
+            assert_eq!(constant("DIRECTION_WORDS"), Some(size_of::<DirectionStep>() as u32 / 4));
         }
         if let Some(none) = constant("NONE") {
             assert_eq!(none, NONE);

@@ -1,6 +1,7 @@
 //! Plans as text, and what must hold of every plan.
 
 use proptest::prelude::*;
+use wgpu_lstm::internals::params::Step;
 use wgpu_lstm::internals::{
     BindingKind, BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, StatesAt, Upload,
 };
@@ -38,6 +39,14 @@ fn plans_are_as_reviewed() {
     snapshot::check("plan_bidirectional_projected_last.txt", &Plan::new(&last).unwrap().describe());
 
     let long = LstmSpec::stack(40, 256, 3).build().unwrap();
+    let wide = PlanLimits { wide: true, ..DEFAULTS };
+    snapshot::check(
+        "plan_many_lanes.txt",
+        &[(&small, &[3, 0, 5]), (&long, &[2, 1, 2])]
+            .map(|(spec, l)| Plan::new(&request(spec, l, wide)).unwrap().describe())
+            .concat(),
+    );
+
     let limits = PlanLimits { budget_bytes: 4 << 20, ..DEFAULTS };
     snapshot::check(
         "plan_long_in_chunks.txt",
@@ -141,10 +150,11 @@ proptest! {
         states in 0..4usize,
         cells in any::<bool>(),
         sequence in 0..3usize,
+        wide in any::<bool>(),
     ) {
         lengths.push(1);
         let limits =
-            PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, buffer_bytes: 1 << 20, ..DEFAULTS };
+            PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, buffer_bytes: 1 << 20, wide, ..DEFAULTS };
         let mut request = request(&spec, &lengths, limits);
         request.outputs.cells = cells && spec.last_layer().c_size() > 0;
         request.outputs.sequence = [SequenceOutput::None, SequenceOutput::Last, SequenceOutput::All][sequence];
@@ -204,6 +214,17 @@ proptest! {
                     | Kernel::GruCandidate
                     | Kernel::PoolRows
                     | Kernel::CopyRows => {}
+                    Kernel::Sequence => {
+                        let num_steps = submit.uploads.iter().find_map(|upload| match upload {
+                            Upload::Uniforms { buffer, offset_bytes, bytes } if *buffer == group.ranges[0].buffer => {
+                                let first = u64::from(dispatch.uniform_bytes) - offset_bytes;
+                                let first = first as usize + std::mem::offset_of!(Step, num_steps);
+                                Some(u32::from_ne_bytes(bytes[first..][..4].try_into().unwrap()))
+                            }
+                            _ => None,
+                        });
+                        active_steps += num_steps.expect("the record is uploaded in the same submit") as usize;
+                    }
                     _ => active_steps += 1,
                 }
                 for range in &group.ranges {

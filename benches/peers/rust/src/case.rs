@@ -43,6 +43,7 @@ impl Case {
         })
     }
 
+    #[allow(dead_code, reason = "not every library has lengths")]
     pub fn is_ragged(&self) -> bool {
         self.lengths.iter().any(|&l| l != self.len)
     }

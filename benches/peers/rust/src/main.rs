@@ -1,8 +1,12 @@
 //! One library on one case, in a process of its own, driven by compare.py through lines; see workers.py.
 
 mod case;
+#[cfg(feature = "burn")]
+mod with_burn;
 #[cfg(feature = "rten")]
 mod with_rten;
+#[cfg(feature = "tract")]
+mod with_tract;
 mod with_wgpu_lstm;
 
 use std::error::Error;
@@ -21,6 +25,13 @@ pub trait Worker {
 
 fn worker(peer: &str, case: &Case) -> Result<(Box<dyn Worker>, String)> {
     match peer {
+        #[cfg(feature = "burn")]
+        "burn" => {
+            let (worker, name) = with_burn::Burn::new(case)?;
+            Ok((Box::new(worker), name))
+        }
+        #[cfg(feature = "tract")]
+        "tract" => Ok((Box::new(with_tract::Tract::new(case)?), "0.23".to_owned())),
         #[cfg(feature = "rten")]
         "rten" => Ok((Box::new(with_rten::Rten::new(case)?), "0.27".to_owned())),
         _ => match peer.strip_prefix("wgpu-lstm:") {
