@@ -13,6 +13,8 @@ use crate::spec::LstmSpec;
 use crate::trace::{Instrument, span};
 use crate::weights::LstmWeights;
 
+#[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+use crate::auto::{self, Alternative, Choice, Costs};
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuLstm;
 #[cfg(feature = "gpu")]
@@ -37,6 +39,9 @@ struct EngineInner {
     tally: Arc<Tally>,
     report: DeviceReport,
     precision: Precision,
+    /// Of a GPU that the CPU backend stands in for where it is faster.
+    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    costs: Option<Costs>,
 }
 
 impl fmt::Debug for Engine {
@@ -67,7 +72,32 @@ impl Engine {
             DeviceChoice::Cpu => open_cpu("asked for by name".into())?,
             _ => open_gpu(&options).await?,
         };
-        Ok(Engine::new(device, report, options.precision))
+        #[cfg_attr(
+            not(all(feature = "gpu", feature = "cpu", not(target_family = "wasm"))),
+            allow(unused_mut, reason = "there is nothing to choose from")
+        )]
+        let mut engine = Engine::new(device, report, options.precision);
+        #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+        if options.device == DeviceChoice::Auto {
+            engine.choose_per_batch(&options, None).await?;
+        }
+        Ok(engine)
+    }
+
+    /// Lets the CPU backend run what it is estimated to be faster at.
+    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    pub(crate) async fn choose_per_batch(&mut self, options: &EngineOptions, costs: Option<Costs>) -> Result<()> {
+        let (Some(context), Some(inner)) = (self.context().cloned(), Arc::get_mut(&mut self.inner)) else {
+            return Ok(());
+        };
+        let adapter = inner.report.adapter.as_ref();
+        let key = format!("{adapter:?} {:?} {:?} {:?}", options.limits, options.tuning, options.precision);
+        inner.costs = Some(match costs {
+            Some(costs) => costs,
+            None => auto::costs(&context, options.precision, key).await?,
+        });
+        inner.report.reason += "; each run takes it or the CPU backend, whichever is estimated to be faster";
+        Ok(())
     }
 
     fn new(device: Device, report: DeviceReport, precision: Precision) -> Self {
@@ -77,7 +107,16 @@ impl Engine {
             #[allow(unreachable_patterns, reason = "which other devices exist depends on the features")]
             _ => Arc::default(),
         };
-        Engine { inner: Arc::new(EngineInner { device, tally, report, precision }) }
+        Engine {
+            inner: Arc::new(EngineInner {
+                device,
+                tally,
+                report,
+                precision,
+                #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+                costs: None,
+            }),
+        }
     }
 
     /// [`Engine::open`], blocking. Not for a browser's main thread.
@@ -203,6 +242,12 @@ impl Engine {
         &self.inner.tally
     }
 
+    /// The measured factors by which `auto` chooses; `None` unless it found a GPU.
+    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    pub fn costs(&self) -> Option<Costs> {
+        self.inner.costs
+    }
+
     /// The device and why it was chosen.
     pub fn device(&self) -> &DeviceReport {
         &self.inner.report
@@ -230,7 +275,20 @@ impl Engine {
             Device::Cpu => Model::Cpu(CpuLstm::new(weights, self.inner.precision)),
             Device::Reference => Model::Reference(weights.clone()),
         };
-        Ok(Lstm { inner: Arc::new(LstmInner { engine: self.clone(), spec: weights.spec().clone(), model }) })
+        #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+        let alternative = self.inner.costs.zip(self.context()).map(|(costs, context)| {
+            let cpu = CpuLstm::new(weights, self.inner.precision);
+            Alternative::new(cpu, weights.spec(), context.limits.wide, costs)
+        });
+        Ok(Lstm {
+            inner: Arc::new(LstmInner {
+                engine: self.clone(),
+                spec: weights.spec().clone(),
+                model,
+                #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+                alternative,
+            }),
+        })
     }
 
     /// [`Engine::load`], blocking.
@@ -379,6 +437,9 @@ struct LstmInner {
     engine: Engine,
     spec: LstmSpec,
     model: Model,
+    /// Under `auto` with a GPU.
+    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    alternative: Option<Alternative>,
 }
 
 enum Model {
@@ -407,6 +468,14 @@ impl Lstm {
     /// The engine the model is loaded on.
     pub fn engine(&self) -> &Engine {
         &self.inner.engine
+    }
+
+    /// Which device would run a batch, and the estimates that say so; `None` unless the engine was opened with
+    /// [`DeviceChoice::Auto`] and found a GPU. The same model and lengths have the same choice as long as the process
+    /// lives. The devices agree within the tolerance of docs/numerics.md; who needs the same bits for every shape names one.
+    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    pub fn choice(&self, batch: &SequenceBatch<'_>) -> Option<Choice> {
+        self.inner.alternative.as_ref().map(|alternative| alternative.choose(batch))
     }
 
     /// Runs one batch and returns what it asks for.
@@ -494,12 +563,20 @@ impl Lstm {
     pub fn explain(&self, batch: &SequenceBatch<'_>) -> Result<String> {
         batch.validate(&self.inner.spec)?;
         let device = &self.inner.engine.inner.report;
-        let heading = format!("device: {}: {}\n", device.name, device.reason);
+        #[cfg_attr(
+            not(all(feature = "gpu", feature = "cpu", not(target_family = "wasm"))),
+            allow(unused_mut, reason = "there is nothing to choose from")
+        )]
+        let mut heading = format!("device: {}: {}\n", device.name, device.reason);
         if batch.num_valid_rows() == 0 {
             return Ok(format!("{heading}no valid row: nothing runs, the final state is the initial state\n"));
         }
+        #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+        if let Some(choice) = self.choice(batch) {
+            heading += &format!("auto: {choice}\n");
+        }
         #[cfg(feature = "gpu")]
-        if let Some(model) = self.gpu() {
+        if let Some(model) = self.gpu_for(batch) {
             return Ok(heading + &model.explain(&Job::of(batch))?);
         }
         Ok(format!("{heading}{} rows on the host, whole sequences in memory\n", batch.num_valid_rows()))
@@ -536,16 +613,27 @@ impl Lstm {
             return Ok(empty_output(&self.inner.spec, batch));
         }
         #[cfg(feature = "gpu")]
-        if let Model::Gpu(model) = &self.inner.model {
+        if let Some(model) = self.gpu_for(batch) {
             return model.run(Job::of(batch), waiting, progress).await;
         }
+        let output = self.run_on_host(batch)?;
+        progress(1.0);
+        Ok(output)
+    }
+
+    /// Runs a validated batch on the CPU backend or the reference, whichever the model has.
+    pub(crate) fn run_on_host(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         // On the host all rows are there anyway.
         let wanted = batch.requested();
         let rows = Outputs { sequence: SequenceOutput::All, ..wanted };
         let whole = if wanted.sequence.is_pooled() { &batch.clone().outputs(rows) } else { batch };
         let mut output = match &self.inner.model {
+            #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+            Model::Gpu(_) if self.inner.alternative.is_some() => {
+                self.inner.alternative.as_ref().expect("just checked").cpu.run(whole)?
+            }
             #[cfg(feature = "gpu")]
-            Model::Gpu(_) => unreachable!("returned above"),
+            Model::Gpu(_) => bail!(Unsupported, "the model is on a GPU alone"),
             #[cfg(feature = "cpu")]
             Model::Cpu(model) => model.run(whole)?,
             Model::Reference(weights) => reference::run::<f32>(weights, whole)?.into_batch_output(),
@@ -554,8 +642,33 @@ impl Lstm {
             let rows = output.output.take().unwrap_or_default();
             output.pooled = Some(pool_rows(&rows, batch, wanted.sequence, self.inner.spec.output_size()));
         }
-        progress(1.0);
         Ok(output)
+    }
+
+    /// The model on a GPU, unless the CPU backend is to run this batch.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn gpu_for(&self, batch: &SequenceBatch<'_>) -> Option<&GpuLstm> {
+        #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
+        if self.choice(batch).is_some_and(|choice| choice.kind == BackendKind::Cpu) {
+            return None;
+        }
+        #[cfg(not(all(feature = "cpu", not(target_family = "wasm"))))]
+        let _ = batch;
+        self.gpu()
+    }
+
+    /// The model on a GPU, unless the CPU backend is to run pushes to so many slots.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn gpu_for_stream(&self, num_slots: usize) -> Option<&GpuLstm> {
+        #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
+        if let Some(alternative) = &self.inner.alternative
+            && alternative.choose_for_stream(num_slots).kind == BackendKind::Cpu
+        {
+            return None;
+        }
+        #[cfg(not(all(feature = "cpu", not(target_family = "wasm"))))]
+        let _ = num_slots;
+        self.gpu()
     }
 
     #[cfg(feature = "gpu")]

@@ -55,6 +55,15 @@ mod gpu_internals {
         Some(crate::gpu::list().await.into_iter().nth(index)?.adapter)
     }
 
+    /// An engine as `auto` opens it, on the adapter that `options` names, software adapters included; with measured costs
+    /// unless some are given.
+    #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
+    pub fn open_auto(options: &crate::EngineOptions, costs: Option<crate::Costs>) -> Result<Engine> {
+        let mut engine = Engine::open_blocking(options.clone())?;
+        pollster::block_on(engine.choose_per_batch(options, costs))?;
+        Ok(engine)
+    }
+
     /// The number of pipelines that the engine has compiled.
     pub fn num_pipelines(engine: &Engine) -> usize {
         engine.context().map_or(0, |c| c.pipelines.len())

@@ -28,6 +28,8 @@ mod pack;
 mod plan;
 #[cfg(feature = "gpu")]
 mod gpu;
+#[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+mod auto;
 mod engine;
 mod many;
 mod stream;
@@ -37,6 +39,8 @@ pub mod onnx;
 pub mod internals;
 
 pub use activation::Activation;
+#[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+pub use auto::{Choice, Costs, CpuCosts, GpuCosts};
 pub use batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
 pub use cell::{CellSpec, GruActivations, GruCell, LstmActivations, LstmCell, RnnCell};
 pub use counters::Counters;

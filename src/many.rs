@@ -212,6 +212,15 @@ impl<'a> OnGpu<'a> {
                 self.push(Work::Done(Err(e)));
                 return true;
             }
+            if let Some(batch) = self.batches.back()
+                && batch.num_valid_rows() > 0
+                && lstm.gpu_for(batch).is_none()
+            {
+                // The device goes on meanwhile.
+                let result = lstm.run_on_host(batch);
+                self.push(Work::Done(result));
+                return true;
+            }
         }
         // It waits until it is started: the future may be dropped before that.
         let (Some(batch), Some(sequences)) = (self.batches.back(), self.waiting.front().cloned()) else { return false };

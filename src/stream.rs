@@ -14,6 +14,8 @@ use crate::trace::{Instrument, span};
 
 #[cfg(feature = "gpu")]
 use crate::gpu::{GpuSlots, GpuTensor, Sequences, Waiting};
+#[cfg(feature = "gpu")]
+use crate::options::BackendKind;
 
 /// A table entry that means: from zero, or to nowhere.
 const NONE: u32 = u32::MAX;
@@ -201,11 +203,14 @@ impl Stream {
         if !(1..=MAX_SLOTS).contains(&num_slots) {
             bail!(InvalidInput, "slots: expected 1 to {MAX_SLOTS}, found {num_slots}");
         }
-        let slots = match () {
-            #[cfg(feature = "gpu")]
-            () if lstm.gpu().is_some() => Slots::Gpu(GpuSlots::new(lstm.gpu().expect("just checked"), num_slots)?),
-            () => Slots::Host(vec![0.0; num_slots * row_len(spec)]),
+        let on_host = || Slots::Host(vec![0.0; num_slots * row_len(spec)]);
+        #[cfg(feature = "gpu")]
+        let slots = match lstm.gpu_for_stream(num_slots) {
+            Some(model) => Slots::Gpu(GpuSlots::new(model, num_slots)?),
+            None => on_host(),
         };
+        #[cfg(not(feature = "gpu"))]
+        let slots = on_host();
         Ok(Self { lstm: lstm.clone(), slots, fresh: vec![true; num_slots], pending: None, check_finite: true })
     }
 
@@ -389,8 +394,13 @@ impl Stream {
         let (Slots::Gpu(slots), Some(model)) = (&self.slots, self.lstm.gpu()) else {
             bail!(
                 Unsupported,
-                "Stream::record needs an engine on a GPU; this one is on {}",
-                self.lstm.engine().device().name
+                "Stream::record needs a stream on a GPU; this engine is on {}{}",
+                self.lstm.engine().device().name,
+                if self.lstm.engine().device().kind == BackendKind::Gpu {
+                    ", but `auto` keeps this stream on the CPU backend; open the engine with `gpu`"
+                } else {
+                    ""
+                }
             );
         };
         if chunks.is_empty() {
@@ -616,7 +626,8 @@ fn push_on_host(
         .c_0(c_0)
         .outputs(Outputs { sequence, final_state: true, cells: false })
         .check_finite(false);
-    let output = lstm.run_blocking(&batch)?;
+    batch.validate(spec)?;
+    let output = lstm.run_on_host(&batch)?;
     states = [output.h_n.unwrap_or_default(), output.c_n.unwrap_or_default()];
     for ((first, widths), state) in parts.iter().zip(&states) {
         let (mut column, mut at) = (*first, 0);

@@ -62,6 +62,12 @@ impl Plan {
             "strategy: the input's share of all gates in one product per chunk, layer and direction, then one step per \
              timestep and layer, both directions together; a chunk is one submit"
         )?;
+        if self.kernels.iter().any(|id| id.kernel == Kernel::Sequence) {
+            writeln!(
+                out,
+                "          small layers take many timesteps in one dispatch, a workgroup for one or four sequences"
+            )?;
+        }
         for group in &self.groups {
             let last = group.layers.end - 1;
             let layers = match group.layers.start == last {

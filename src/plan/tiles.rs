@@ -6,6 +6,9 @@ use crate::kernels::{
     SEQUENCE_UNITS, SLICE_TILES, SLICED_LANES, WORKGROUP_SIZE, loop_trips, padded,
 };
 
+/// Units up to which a processor of a wide device keeps the weights of a layer next to it: 147 KB of f32.
+pub(crate) const NEAR_UNITS: usize = 96;
+
 /// Tiles fixed by a test instead of being chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TileOverride {
@@ -75,12 +78,10 @@ pub fn choose(kernel: Kernel, cell: CellCode, shape: Shape, limits: &PlanLimits,
 /// Whether a layer runs many timesteps in one dispatch: a workgroup goes through them for some sequences, and reads the
 /// weights once a timestep. For a layer whose weights stay near one processor, and for a plain LSTM.
 pub fn takes_sequence(layout: &LayerLayout, limits: &PlanLimits, fixed: TileOverride) -> bool {
-    /// 4·H·H weights are 147 KB of f32; a discrete GPU's processor has as much next to it.
-    const NEAR: usize = 96;
     let plain = layout.form == Form::Lstm && !layout.is_normalized() && !layout.has_peepholes() && !layout.has_inner;
     let able = plain && padded(layout.hidden_size) <= SEQUENCE_UNITS && layout.num_ranges(ModelPart::WeightsHh) == 1;
     able && steps_within_loops(layout, limits) > 0
-        && fixed.sequence.unwrap_or(limits.wide && layout.hidden_size <= NEAR)
+        && fixed.sequence.unwrap_or(limits.wide && layout.hidden_size <= NEAR_UNITS)
 }
 
 /// The most timesteps of a dispatch for a driver that ends loops.

@@ -5,6 +5,7 @@
 //! adapters by parts of their names; `LSTM_FULL=1` adds the long cases.
 
 mod any_size;
+mod auto;
 mod bits;
 mod conformance;
 mod device_rows;
@@ -81,6 +82,7 @@ fn main() {
     let mut subjects: Vec<_> = adapters.iter().map(|a| Subject::new(a, LimitsProfile::Adapter)).collect();
     subjects.extend(adapters.first().map(|a| Subject::new(a, LimitsProfile::WebGpuDefaults)));
     let tests = [
+        auto::TESTS,
         bits::TESTS,
         device_rows::TESTS,
         stream::TESTS,

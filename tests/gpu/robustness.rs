@@ -236,8 +236,8 @@ fn profile(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.engine()?;
     let limits = engine.device_and_queue().ok_or("not on a GPU")?.0.limits();
     let mut found = vec![
-        ("invocations", u64::from(limits.max_compute_invocations_per_workgroup), 64),
-        ("workgroup size", u64::from(limits.max_compute_workgroup_size_x), 64),
+        ("invocations", u64::from(limits.max_compute_invocations_per_workgroup), 256),
+        ("workgroup size", u64::from(limits.max_compute_workgroup_size_x), 256),
         ("workgroup memory", u64::from(limits.max_compute_workgroup_storage_size), 16 << 10),
         ("storage buffers", u64::from(limits.max_storage_buffers_per_shader_stage), 8),
     ];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use wgpu_lstm::internals::{TripKind, arm_fault, device_watch, disarm_fault};
-use wgpu_lstm::{BatchOutput, Chunk, Direction, Engine, Error, ErrorKind, Lstm, LstmSpec, Stream};
+use wgpu_lstm::{BatchOutput, Chunk, Direction, Engine, Error, ErrorKind, Lstm, LstmSpec, Stream, Tuning};
 
 use crate::bits::{equal_bits, equal_outputs};
 use crate::device_rows::{on_device, read};
@@ -298,11 +298,12 @@ fn explained(subject: &Subject) -> Result<(), Failed> {
     let case = case()?;
     let text = engine.load_blocking(&case.weights)?.explain(&case.batch())?;
     let mut seen = BTreeSet::new();
+    let many_lanes = subject.options.tuning == Tuning::ManyLanes || text.contains("many timesteps in one dispatch");
     for part in [
         "device: ",
         "122 rows are computed, padding would make them 240",
         "layer 1: the whole sequence",
-        "recurrent_step",
+        if many_lanes { "sequence.rows" } else { "recurrent_step" },
         "in the longest dispatch",
         "working memory: ",
         "of a budget of 256.0 KiB",
