@@ -1,6 +1,7 @@
 //! What an engine has done so far, in numbers that a service can export.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What an engine has done since it was opened, over all of its models and threads; and what it holds now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,6 +23,11 @@ pub struct Counters {
     pub dispatches: u64,
     /// Floating-point operations of the sums in these dispatches.
     pub flops: u64,
+    /// Bytes that these dispatches moved at least: each weight and each row once.
+    pub moved_bytes: u64,
+    /// Time of a GPU in submits, by its own clock; zero unless
+    /// [`EngineOptions::timestamps`](crate::EngineOptions::timestamps) asked for it and the adapter has timestamps.
+    pub gpu_time: Duration,
     /// Bytes of input, states, tables and uniforms that went to a GPU.
     pub uploaded_bytes: u64,
     /// Bytes of results that came back.
@@ -45,6 +51,8 @@ pub(crate) struct Tally {
     submits: AtomicU64,
     dispatches: AtomicU64,
     flops: AtomicU64,
+    moved_bytes: AtomicU64,
+    gpu_nanoseconds: AtomicU64,
     uploaded_bytes: AtomicU64,
     read_back_bytes: AtomicU64,
 }
@@ -80,10 +88,17 @@ impl Tally {
 
     /// Counts what was recorded for a GPU.
     #[cfg(feature = "gpu")]
-    pub(crate) fn recorded(&self, dispatches: usize, flops: u64, uploaded_bytes: u64) {
+    pub(crate) fn recorded(&self, dispatches: usize, flops: u64, moved_bytes: u64, uploaded_bytes: u64) {
         add(&self.dispatches, dispatches as u64);
         add(&self.flops, flops);
+        add(&self.moved_bytes, moved_bytes);
         add(&self.uploaded_bytes, uploaded_bytes);
+    }
+
+    /// Counts the time of a submit by the device's clock.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn computed(&self, time: Duration) {
+        add(&self.gpu_nanoseconds, time.as_nanos() as u64);
     }
 
     /// Counts a submit.
@@ -110,6 +125,8 @@ impl Tally {
             submits: get(&self.submits),
             dispatches: get(&self.dispatches),
             flops: get(&self.flops),
+            moved_bytes: get(&self.moved_bytes),
+            gpu_time: Duration::from_nanos(get(&self.gpu_nanoseconds)),
             uploaded_bytes: get(&self.uploaded_bytes),
             read_back_bytes: get(&self.read_back_bytes),
             ..Counters::default()

@@ -248,6 +248,16 @@ impl Engine {
         self.inner.costs
     }
 
+    /// Measures what the adapter reaches at best: some tenths of a second, blocking, with the device to itself.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) if the engine is not on a GPU;
+    /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
+    #[cfg(all(feature = "gpu", not(target_family = "wasm")))]
+    pub fn measure_limits_blocking(&self) -> Result<gpu::AdapterLimits> {
+        pollster::block_on(gpu::measure(self.need_gpu("Engine::measure_limits_blocking")?))
+    }
+
     /// The device and why it was chosen.
     pub fn device(&self) -> &DeviceReport {
         &self.inner.report

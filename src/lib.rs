@@ -46,6 +46,8 @@ pub use cell::{CellSpec, GruActivations, GruCell, LstmActivations, LstmCell, Rnn
 pub use counters::Counters;
 pub use engine::{Engine, Lstm};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(all(feature = "gpu", not(target_family = "wasm")))]
+pub use gpu::AdapterLimits;
 #[cfg(feature = "gpu")]
 pub use gpu::{GpuBatch, GpuOutput, GpuTensor};
 pub use many::RunMany;

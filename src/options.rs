@@ -118,6 +118,8 @@ pub struct EngineOptions {
     pub precision: Precision,
     /// Which kernels plans prefer on a GPU.
     pub tuning: Tuning,
+    /// Whether to time submits by a GPU's own clock, if it has one; see [`Counters::gpu_time`](crate::Counters::gpu_time).
+    pub timestamps: bool,
 }
 
 impl EngineOptions {
@@ -144,6 +146,13 @@ impl EngineOptions {
     #[must_use]
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// Sets whether submits are timed by a GPU's own clock.
+    #[must_use]
+    pub fn timestamps(mut self, timestamps: bool) -> Self {
+        self.timestamps = timestamps;
         self
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Context {
     pub(crate) pace: Pace,
     pub(crate) tally: Arc<Tally>,
     pub(crate) trip: Trip,
+    /// Whether submits are timed by the device's clock.
+    pub(crate) timestamps: bool,
     in_use_bytes: AtomicU64,
     pool: Mutex<Pool>,
     /// Bits of the f32 that scratch is filled with before each run; 0 for none. Set by tests.
@@ -71,6 +73,12 @@ pub(crate) fn required_features(_adapter: &wgpu::Adapter) -> wgpu::Features {
     wgpu::Features::empty()
 }
 
+/// The features that the options ask for, as far as the adapter has them.
+fn wanted_features(adapter: &wgpu::Adapter, options: &EngineOptions) -> wgpu::Features {
+    let wanted = if options.timestamps { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
+    wanted & adapter.features()
+}
+
 /// What a device lacks; empty for one that every kernel runs on.
 pub(super) fn missing_limits(has: &wgpu::Limits) -> Vec<String> {
     let needs = [
@@ -90,7 +98,7 @@ impl Context {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lstm.device"),
             required_limits: required_limits(adapter, options.limits),
-            required_features: required_features(adapter),
+            required_features: required_features(adapter) | wanted_features(adapter, options),
             ..Default::default()
         };
         let (device, queue) = adapter
@@ -161,6 +169,7 @@ impl Context {
             pace: Pace::default(),
             tally: Arc::default(),
             trip: Trip::default(),
+            timestamps: options.timestamps && device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
             in_use_bytes: AtomicU64::new(0),
             pool: Mutex::new(Pool {
                 free: HashMap::new(),

@@ -9,12 +9,15 @@ mod faults;
 mod device;
 mod interop;
 mod job;
+#[cfg(not(target_family = "wasm"))]
+mod limits;
 mod model;
 mod pace;
 mod pipelines;
 mod run;
 mod self_test;
 mod slots;
+mod timestamps;
 mod trip;
 mod wait;
 
@@ -22,6 +25,10 @@ pub(crate) use adapters::{list, report};
 pub(crate) use device::{Context, required_features, required_limits};
 pub use interop::{GpuBatch, GpuOutput, GpuTensor};
 pub(crate) use job::Job;
+#[cfg(not(target_family = "wasm"))]
+pub use limits::AdapterLimits;
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use limits::measure;
 pub(crate) use model::GpuLstm;
 pub(crate) use run::Run;
 pub(crate) use self_test::run as self_test;

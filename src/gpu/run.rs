@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::device::{Scratch, Wanted};
 use super::job::{CallerRange, Job, SlotsOf};
 use super::model::GpuLstm;
+use super::timestamps::{self, Timestamps};
 use super::wait::{Signal, Waiting, map};
 use crate::batch::{BatchOutput, SequenceOutput};
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +30,8 @@ struct InFlight {
     /// The mappings of `staging`.
     signal: Signal,
     staging: Vec<wgpu::Buffer>,
+    /// Whether the last of `staging` holds the timestamps.
+    is_timed: bool,
     #[cfg(not(target_family = "wasm"))]
     begun: Instant,
 }
@@ -72,7 +75,7 @@ impl GpuLstm {
             let bind_groups = resources.bind_groups();
             for submit in &plan.submits {
                 debug_assert!(submit.reads.is_empty(), "what is recorded stays on the device");
-                resources.encode(submit, &pipelines, &bind_groups, encoder);
+                resources.encode(submit, &pipelines, &bind_groups, encoder, None);
             }
         })?;
         // The scratch is in use until the commands are done, or dropped without a submit: then the callback is dropped.
@@ -163,7 +166,7 @@ impl<'a> Run<'a> {
         let context = &self.model.context;
         context.may_be_lost();
         oldest.signal.finish(&context.waiter, &oldest.index, waiting).await?;
-        let Some(done) = self.in_flight.pop_front() else { return Ok(()) };
+        let Some(mut done) = self.in_flight.pop_front() else { return Ok(()) };
         let submit = &self.plan.submits[done.submit];
         context.may_be_lost();
         let bytes: u64 = submit.reads.iter().map(|r| r.range.size_bytes).sum();
@@ -172,6 +175,11 @@ impl<'a> Run<'a> {
         // The time since the submit was made is at least what the device took.
         #[cfg(not(target_family = "wasm"))]
         context.pace.note(submit.flops(), done.begun.elapsed());
+        if done.is_timed
+            && let Some(times) = done.staging.pop()
+        {
+            context.tally.computed(timestamps::elapsed(&mapped_bytes(&times)?, context.queue.get_timestamp_period()));
+        }
         for (index, staging) in done.staging.iter().enumerate() {
             let view = mapped_view(staging)?;
             let mut results = Results { job: &self.job, model: self.model, output: &mut self.results };
@@ -276,9 +284,10 @@ impl<'a> Resources<'a> {
         pipelines: &[wgpu::ComputePipeline],
         bind_groups: &[wgpu::BindGroup],
         encoder: &mut wgpu::CommandEncoder,
+        timestamps: Option<&Timestamps>,
     ) {
         let uploaded = submit.uploads.iter().map(|u| self.plan.upload_bytes(u)).sum();
-        self.model.context.tally.recorded(submit.dispatches.len(), submit.flops(), uploaded);
+        self.model.context.tally.recorded(submit.dispatches.len(), submit.flops(), submit.bytes(), uploaded);
         for upload in &submit.uploads {
             match upload {
                 Upload::Clear { buffer: BufferId::Caller(caller) } => {
@@ -292,8 +301,10 @@ impl<'a> Resources<'a> {
                 other => self.upload(other),
             }
         }
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("lstm.run"), timestamp_writes: None });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("lstm.run"),
+            timestamp_writes: timestamps.map(Timestamps::writes),
+        });
         let mut current = None;
         for dispatch in &submit.dispatches {
             if current != Some(dispatch.kernel) {
@@ -313,8 +324,9 @@ impl<'a> Resources<'a> {
         let _span = span!("lstm.submit", submit = index, dispatches = submit.dispatches.len()).entered();
         let mut encoder =
             context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
-        self.encode(submit, pipelines, bind_groups, &mut encoder);
-        let staging: Vec<wgpu::Buffer> = submit
+        let timestamps = context.timestamps.then(|| Timestamps::new(&context.device));
+        self.encode(submit, pipelines, bind_groups, &mut encoder, timestamps.as_ref());
+        let mut staging: Vec<wgpu::Buffer> = submit
             .staging_bytes
             .iter()
             .map(|&size| {
@@ -335,9 +347,12 @@ impl<'a> Resources<'a> {
                 read.range.size_bytes,
             );
         }
+        let is_timed = timestamps.is_some();
+        staging.extend(timestamps.map(|timestamps| timestamps.read(&context.device, &mut encoder)));
         let submission = context.queue.submit([encoder.finish()]);
         InFlight {
             submit: index,
+            is_timed,
             index: submission,
             signal: map(&staging),
             staging,

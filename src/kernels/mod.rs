@@ -140,11 +140,13 @@ pub enum Kernel {
     PoolRows,
     /// `shaders/self_test.wgsl`
     SelfTest,
+    /// `shaders/measure.wgsl`
+    Measure,
 }
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 19] = [
+    pub const ALL: [Kernel; 20] = [
         Kernel::InputProjection,
         Kernel::InputProjectionSum,
         Kernel::RecurrentStep,
@@ -164,6 +166,7 @@ impl Kernel {
         Kernel::CopyRows,
         Kernel::PoolRows,
         Kernel::SelfTest,
+        Kernel::Measure,
     ];
 
     /// Name of the entry point, the file and, after `lstm.`, the label.
@@ -185,6 +188,7 @@ impl Kernel {
             Kernel::CopyRows => "copy_rows",
             Kernel::PoolRows => "pool_rows",
             Kernel::SelfTest => "self_test",
+            Kernel::Measure => "measure",
         }
     }
 
@@ -204,7 +208,7 @@ impl Kernel {
 
     /// The binding table of group 0, by binding number.
     pub fn bindings(self) -> &'static [Binding] {
-        use params::{CopyParams, InputParams, PoolParams, SelfTestParams, Step};
+        use params::{CopyParams, InputParams, MeasureParams, PoolParams, SelfTestParams, Step};
         match self {
             Kernel::InputProjection | Kernel::InputProjectionSum => {
                 const {
@@ -367,6 +371,7 @@ impl Kernel {
                     ]
                 }
             }
+            Kernel::Measure => const { &[uniform::<MeasureParams>("params"), read_write("values")] },
             Kernel::SelfTest => {
                 const { &[uniform::<SelfTestParams>("params"), read("probes"), read_write("counts"), read_write("values")] }
             }
@@ -375,7 +380,14 @@ impl Kernel {
 
     /// Whether WG_X and WG_Y apply.
     pub fn is_tiled(self) -> bool {
-        !matches!(self, Kernel::Sequence | Kernel::SelfTest | Kernel::NormalizedCell | Kernel::NormalizedCellProjected)
+        !matches!(
+            self,
+            Kernel::Sequence
+                | Kernel::SelfTest
+                | Kernel::Measure
+                | Kernel::NormalizedCell
+                | Kernel::NormalizedCellProjected
+        )
     }
 
     /// Whether the kernel sums over k and has a row tile.
@@ -404,7 +416,8 @@ impl Kernel {
             | Kernel::ProjectionStepBias
             | Kernel::CopyRows
             | Kernel::PoolRows
-            | Kernel::SelfTest => false,
+            | Kernel::SelfTest
+            | Kernel::Measure => false,
         }
     }
 }
@@ -580,6 +593,7 @@ impl KernelId {
             Kernel::CopyRows => &[text::COPY_ROWS],
             Kernel::PoolRows => &[text::POOL_ROWS],
             Kernel::SelfTest => &[text::SELF_TEST, text::ACTIVATION],
+            Kernel::Measure => &[text::MEASURE],
         };
         let mut source = pieces.join("\n");
         let mut add = |text: &str| {
@@ -635,7 +649,8 @@ impl KernelId {
             | Kernel::NormalizedCellProjected
             | Kernel::CopyRows
             | Kernel::PoolRows
-            | Kernel::SelfTest => return None,
+            | Kernel::SelfTest
+            | Kernel::Measure => return None,
         })
     }
 }
@@ -681,6 +696,7 @@ mod text {
     pub(super) const PROJECTION_STEP: &str = include_str!("../../shaders/projection_step.wgsl");
     pub(super) const RECURRENT_STEP: &str = include_str!("../../shaders/recurrent_step.wgsl");
     pub(super) const RNN_STEP: &str = include_str!("../../shaders/rnn_step.wgsl");
+    pub(super) const MEASURE: &str = include_str!("../../shaders/measure.wgsl");
     pub(super) const SELF_TEST: &str = include_str!("../../shaders/self_test.wgsl");
     pub(super) const SEQUENCE: &str = include_str!("../../shaders/sequence.wgsl");
     pub(super) const STEP: &str = include_str!("../../shaders/lib/step.wgsl");

@@ -97,6 +97,16 @@ pub struct PoolParams {
     pub is_end: u32,
 }
 
+/// `Params` of `shaders/measure.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct MeasureParams {
+    pub iterations: u32,
+    pub num_values: u32,
+    pub padding_0: u32,
+    pub padding_1: u32,
+}
+
 /// `Params` of `shaders/self_test.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

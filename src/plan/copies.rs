@@ -349,7 +349,8 @@ impl Planner<'_> {
                         ((rank_end - rank_first) as u32).div_ceil(kernel.rows_per_workgroup()),
                         1,
                     ];
-                    let dispatch = Dispatch { kernel: index, bind_group, uniform_bytes, workgroups, flops: 0 };
+                    let bytes = 16 * u64::from(params.width4) * (rank_end - rank_first) as u64;
+                    let dispatch = Dispatch { kernel: index, bind_group, uniform_bytes, workgroups, flops: 0, bytes };
                     chunk.submit.dispatches.push(dispatch);
                 }
             }
@@ -421,6 +422,7 @@ impl Planner<'_> {
                     uniform_bytes,
                     workgroups,
                     flops: 0,
+                    bytes: 2 * F32 * u64::from(params.dst_width) * (end - first_row) as u64,
                 });
             }
         }

@@ -32,7 +32,8 @@ pub fn summed_part(kernel: Kernel) -> Option<ModelPart> {
         | Kernel::NormalizedCellProjected
         | Kernel::CopyRows
         | Kernel::PoolRows
-        | Kernel::SelfTest => None,
+        | Kernel::SelfTest
+        | Kernel::Measure => None,
     }
 }
 

@@ -277,6 +277,8 @@ pub struct Dispatch {
     pub workgroups: [u32; 3],
     /// Floating-point operations of its sums.
     pub flops: u64,
+    /// Bytes that it moves at least: each weight, and each row of input, gates, states and output, once.
+    pub bytes: u64,
 }
 
 /// What is written before a submit.
@@ -392,6 +394,11 @@ impl Submit {
     /// Floating-point operations of all sums.
     pub fn flops(&self) -> u64 {
         self.dispatches.iter().map(|d| d.flops).sum()
+    }
+
+    /// Bytes that all dispatches together move at least.
+    pub fn bytes(&self) -> u64 {
+        self.dispatches.iter().map(|d| d.bytes).sum()
     }
 }
 

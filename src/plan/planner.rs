@@ -604,6 +604,22 @@ impl<'a> Planner<'a> {
         8 * rows as u64 * columns as u64 * k as u64
     }
 
+    /// Bytes that a kernel of layer `l` reads of its weights, each once.
+    fn weight_bytes(&self, l: usize, kernel: Kernel, columns: usize) -> u64 {
+        let Some(part) = summed_part(kernel) else { return 0 };
+        let layout = &self.layouts[l];
+        let floats = 4 * F32 * columns as u64 * layout.k(part) as u64;
+        if layout.is_halved(part) { floats / 2 } else { floats }
+    }
+
+    /// Bytes of the rows that a kernel of layer `l` reads and writes: what it sums over, the gates, and in a timestep the
+    /// states before and after and the output.
+    fn row_bytes(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
+        let k = summed_part(kernel).map_or(0, |part| self.layouts[l].k(part));
+        let of_column = if matches!(kernel, Kernel::InputProjection | Kernel::InputProjectionSum) { 4 } else { 8 };
+        F32 * rows as u64 * (k + of_column * columns) as u64
+    }
+
     /// Floating-point operations of a row in one direction of layer `l`, its step included; at least 1.
     fn row_flops(&self, l: usize) -> u64 {
         let LayerKernels { input, step, .. } = &self.layer_kernels[l];
@@ -830,12 +846,15 @@ impl<'a> Planner<'a> {
                         1,
                     ];
                     let flops = self.flops(l, input_kernel, row_run.len(), run.columns.len());
+                    let bytes = self.weight_bytes(l, input_kernel, run.columns.len())
+                        + self.row_bytes(l, input_kernel, row_run.len(), run.columns.len());
                     chunk.submit.dispatches.push(Dispatch {
                         kernel: index,
                         bind_group,
                         uniform_bytes,
                         workgroups,
                         flops,
+                        bytes,
                     });
                 }
             }
@@ -873,29 +892,23 @@ impl<'a> Planner<'a> {
         let weights = self.layouts[l].range(ModelPart::WeightsHh, 0);
         let most_steps = tiles::steps_within_loops(&self.layouts[l], &self.request.limits);
         let mut run: Vec<Step> = Vec::new();
-        let (mut run_y, mut run_flops) = (None, 0);
+        let (mut run_y, mut run_work) = (None, Moves::default());
         for s in chunk.steps.clone() {
             let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, stored, buffers);
-            let flops = reverse.len() as u64 * self.flops(l, Kernel::Sequence, most_active, hidden_size);
-            let full = run.len() == most_steps || run_flops + flops > self.request.dispatch_flops;
+            let directions = reverse.len() as u64;
+            let flops = directions * self.flops(l, Kernel::Sequence, most_active, hidden_size);
+            let bytes = directions * self.row_bytes(l, Kernel::Sequence, most_active, hidden_size);
+            let full = run.len() == most_steps || run_work.flops + flops > self.request.dispatch_flops;
             if !run.is_empty() && (full || run_y != Some(y)) {
-                self.push_sequence(
-                    chunk,
-                    l,
-                    reverse,
-                    gates,
-                    buffers,
-                    &run,
-                    run_y.expect("set with the run"),
-                    run_flops,
-                );
-                (run, run_flops) = (Vec::new(), 0);
+                self.push_sequence(chunk, l, reverse, gates, buffers, &run, run_y.expect("set with the run"), run_work);
+                (run, run_work) = (Vec::new(), Moves::default());
             }
             run.push(Step { weight_columns: weights.len() as u32, column_end: hidden_size as u32, ..step });
-            (run_y, run_flops) = (Some(y), run_flops + flops);
+            run_y = Some(y);
+            run_work = Moves { flops: run_work.flops + flops, bytes: run_work.bytes + bytes };
         }
         if let Some(y) = run_y {
-            self.push_sequence(chunk, l, reverse, gates, buffers, &run, y, run_flops);
+            self.push_sequence(chunk, l, reverse, gates, buffers, &run, y, run_work);
         }
     }
 
@@ -910,8 +923,10 @@ impl<'a> Planner<'a> {
         buffers: &LayerBuffers,
         run: &[Step],
         y: [BufferRange; 2],
-        flops: u64,
+        Moves { flops, bytes }: Moves,
     ) {
+        let hidden_size = self.layers[l].hidden_size;
+        let bytes = bytes + reverse.len() as u64 * self.weight_bytes(l, Kernel::Sequence, hidden_size);
         let uniform = chunk.uniform_range(size_of::<Step>());
         let record_words = chunk.record_bytes / F32 as u32;
         let mut first = None;
@@ -936,7 +951,7 @@ impl<'a> Planner<'a> {
         let workgroups = [(batch_size as u32).div_ceil(id.rows), 1, reverse.len() as u32];
         let kernel = self.kernel(id);
         let uniform_bytes = first.expect("a run has a timestep");
-        chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops });
+        chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
     }
 
     /// What timestep `s` of layer `l` needs to know, but for its columns.
@@ -1069,7 +1084,8 @@ impl<'a> Planner<'a> {
                 | Kernel::Sequence
                 | Kernel::CopyRows
                 | Kernel::PoolRows
-                | Kernel::SelfTest => {
+                | Kernel::SelfTest
+                | Kernel::Measure => {
                     unreachable!("LayerKernels: no part of a timestep")
                 }
             };
@@ -1077,6 +1093,10 @@ impl<'a> Planner<'a> {
             let shape = Shape { rows: most_active, columns, k: sum_len(&self.layouts[l], kernel) };
             let id = self.tile(kernel, kernels.cell, shape);
             let flops = reverse.len() as u64 * self.flops(l, kernel, most_active, run.columns.len());
+            let directions = reverse.len() as u64;
+            let bytes = directions
+                * (self.weight_bytes(l, kernel, run.columns.len())
+                    + self.row_bytes(l, kernel, most_active, run.columns.len()));
             let most_active = most_active as u32;
             let workgroups = if id.kernel.is_tiled() {
                 [
@@ -1088,7 +1108,7 @@ impl<'a> Planner<'a> {
                 [most_active.min(self.request.limits.workgroups), 1, reverse.len() as u32]
             };
             let kernel = self.kernel(id);
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops });
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
         }
     }
 
@@ -1133,6 +1153,13 @@ struct ColumnRun {
     /// All columns of the range.
     weights: Range<usize>,
     columns: Range<usize>,
+}
+
+/// What a dispatch of many timesteps computes, and the bytes of its rows.
+#[derive(Clone, Copy, Default)]
+struct Moves {
+    flops: u64,
+    bytes: u64,
 }
 
 /// A timestep of a layer.

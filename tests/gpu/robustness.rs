@@ -23,6 +23,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ("the_self_test_takes_less_than_50_ms_once_compiled", self_test_time),
     ("memory_does_not_grow_over_runs", no_growth),
     ("a_profile_asks_for_no_more_than_it_says", profile),
+    ("submits_are_timed_by_the_device", timestamps),
+    ("limits_are_measured", limits),
     ("runs_that_are_dropped_midway_leave_nothing", dropped_midway),
 ];
 
@@ -292,4 +294,37 @@ fn dropped_midway(subject: &Subject) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// Timed runs have the same bits, and their time lies between nothing and the wall's.
+fn timestamps(subject: &Subject) -> Result<(), Failed> {
+    let spec = LstmSpec::stack(12, 40, 2).direction(Direction::Bidirectional).build()?;
+    let case = Case::new("timed", &spec, &[30, 7, 12], 30, true, 5);
+    let expected = subject.engine()?.load_blocking(&case.weights)?.run_blocking(&case.batch())?;
+    if subject.engine()?.counters().gpu_time != Duration::ZERO {
+        return Err("timed unasked".into());
+    }
+    let engine = subject.open(|o| o.timestamps(true).memory_budget_bytes(160 << 10))?;
+    let lstm = engine.load_blocking(&case.weights)?;
+    let start = Instant::now();
+    equal_outputs("timed", &lstm.run_blocking(&case.batch())?, &expected)?;
+    let (wall, counters) = (start.elapsed(), engine.counters());
+    let has = subject.adapter()?.features().contains(wgpu_lstm::wgpu::Features::TIMESTAMP_QUERY);
+    let good =
+        if has { counters.gpu_time > Duration::ZERO && counters.gpu_time <= wall } else { counters.gpu_time.is_zero() };
+    match good && counters.submits > 1 {
+        true => Ok(()),
+        false => Err(format!("{:?} of {wall:?} in {} submits", counters.gpu_time, counters.submits).into()),
+    }
+}
+
+fn limits(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.open(|o| o.memory_budget_bytes(16 << 20))?;
+    let found = engine.measure_limits_blocking()?;
+    // Neither a pocket calculator nor beyond any machine.
+    let good = (1e7..1e16).contains(&found.flops)
+        && (1e7..1e14).contains(&found.copy_bytes_per_second)
+        && (0.0..0.1).contains(&found.dispatch_gap)
+        && (1e-7..1.0).contains(&found.submit);
+    if good { Ok(()) } else { Err(format!("{found:?}").into()) }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Override, StorageAccess, TypeInner};
-use wgpu_lstm::internals::params::{CopyParams, DirectionStep, InputParams, PoolParams, SelfTestParams, Step};
+use wgpu_lstm::internals::params::{
+    CopyParams, DirectionStep, InputParams, MeasureParams, PoolParams, SelfTestParams, Step,
+};
 use wgpu_lstm::internals::{Binding, BindingKind, CellCode, Kernel, KernelId, NONE, SEGMENT, SEQUENCE_UNITS};
 
 use crate::snapshot;
@@ -89,6 +91,7 @@ fn structs_have_the_same_members_on_both_sides() {
         first_row, table_first, listed_first, listed_end);
     let pool = members!(PoolParams: ranks, rank_first, width4, t_first, t_end, row_first, y_stride, y_h, pooled_first, is_max,
         sums_planes, is_end);
+    let measure = members!(MeasureParams: iterations, num_values, padding_0, padding_1);
     let self_test = members!(SelfTestParams: num_probes, long_loop, outer_loop, inner_loop);
     for id in KernelId::all() {
         let expected: Vec<(&str, _)> = match id.kernel {
@@ -96,6 +99,7 @@ fn structs_have_the_same_members_on_both_sides() {
             Kernel::CopyRows => vec![("Params", &copy)],
             Kernel::PoolRows => vec![("Params", &pool)],
             Kernel::SelfTest => vec![("Params", &self_test)],
+            Kernel::Measure => vec![("Params", &measure)],
             _ => vec![("Step", &step), ("DirectionStep", &direction)],
         };
         let module = parse(id);
