@@ -50,6 +50,16 @@ mod gpu_internals {
         }
     }
 
+    /// Times submits from now on, or no longer; the engine must have been opened with timestamps. `false` if its device has
+    /// none.
+    pub fn time_submits(engine: &Engine, timed: bool) -> bool {
+        engine.context().is_some_and(|context| {
+            let has = context.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+            context.timestamps.store(timed && has, std::sync::atomic::Ordering::Relaxed);
+            has
+        })
+    }
+
     /// The adapter N of `gpu:N`.
     pub async fn adapter(index: usize) -> Option<wgpu::Adapter> {
         Some(crate::gpu::list().await.into_iter().nth(index)?.adapter)

@@ -560,8 +560,10 @@ fn the_benchmark_binary_verifies_and_reports() {
     let tiny = ["--group", "tiny", "--runs", "3", "--device", "cpu,reference,gpu"];
     let output = bench(&[&tiny[..], &["--format", "json", "--record", &record]].concat());
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
-    let rows: Vec<serde_json::Value> = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!(rows.len(), 12);
+    let document: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let rows = document["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), document["devices"].as_array().map(Vec::len)), (12, Some(3)));
+    assert!(document["devices"][2]["unavailable"].as_str().is_some_and(|why| why.contains("adapter")), "{document}");
     for row in rows {
         let measured = row["device"] != "gpu";
         assert_eq!(row["steady_ms"].is_number(), measured, "{row}");
@@ -577,6 +579,17 @@ fn the_benchmark_binary_verifies_and_reports() {
     assert!(text.contains("gpu: unavailable") && text.contains("b1_t3_i5_h7_fwd"), "{text}");
     let output = bench(&["--group", "tiny", "--device", "gpu"]);
     assert_eq!((output.status.code(), stderr(&output).lines().count()), (Some(2), 1));
+    let (json, chart) = (folder.path("record.json"), folder.path("chart.svg"));
+    let sweep = ["--sweep", "length", "--filter", "_t4_", "--runs", "1", "--device", "cpu"];
+    let output = bench(&[&sweep[..], &["--record", &json, "--plot", &chart]].concat());
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("nothing to draw"), "{}", stderr(&output));
+    assert!(fs::read_to_string(&json).unwrap().contains("b16_t4_i256_h256_fwd"));
+    let sweep = ["--sweep", "length", "--filter", "_t1", "--runs", "1", "--device", "cpu", "--plot", &chart];
+    let output = bench(&sweep);
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    assert!(fs::read_to_string(&chart).unwrap().contains("Growth with the length"));
+    let output = bench(&[&tiny[..], &["--record", &json]].concat());
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("exists"), "{}", stderr(&output));
     let output = bench(&["--group", "none"]);
     assert!(output.status.code() == Some(2) && stderr(&output).contains("tiny"), "{}", stderr(&output));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Waker};
 
@@ -41,7 +41,7 @@ pub(crate) struct Context {
     pub(crate) tally: Arc<Tally>,
     pub(crate) trip: Trip,
     /// Whether submits are timed by the device's clock.
-    pub(crate) timestamps: bool,
+    pub(crate) timestamps: AtomicBool,
     in_use_bytes: AtomicU64,
     pool: Mutex<Pool>,
     /// Bits of the f32 that scratch is filled with before each run; 0 for none. Set by tests.
@@ -169,7 +169,9 @@ impl Context {
             pace: Pace::default(),
             tally: Arc::default(),
             trip: Trip::default(),
-            timestamps: options.timestamps && device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
+            timestamps: AtomicBool::new(
+                options.timestamps && device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
+            ),
             in_use_bytes: AtomicU64::new(0),
             pool: Mutex::new(Pool {
                 free: HashMap::new(),

@@ -324,7 +324,7 @@ impl<'a> Resources<'a> {
         let _span = span!("lstm.submit", submit = index, dispatches = submit.dispatches.len()).entered();
         let mut encoder =
             context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
-        let timestamps = context.timestamps.then(|| Timestamps::new(&context.device));
+        let timestamps = context.timestamps.load(Ordering::Relaxed).then(|| Timestamps::new(&context.device));
         self.encode(submit, pipelines, bind_groups, &mut encoder, timestamps.as_ref());
         let mut staging: Vec<wgpu::Buffer> = submit
             .staging_bytes

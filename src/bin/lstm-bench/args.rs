@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use wgpu_lstm::DeviceChoice;
 
+use crate::cases::Sweep;
 use crate::common::precision::WeightsName;
 use crate::common::units::parse_bytes;
 use crate::report::Format;
@@ -38,6 +39,9 @@ pub(crate) struct Arguments {
     /// Only cases whose id or name contains this
     #[arg(long, value_name = "TEXT")]
     pub(crate) filter: Option<String>,
+    /// Instead of the table, change one size at a time around batch 16, length 64, hidden size 256
+    #[arg(long, value_enum, value_name = "SIZE,…", value_delimiter = ',', conflicts_with_all = ["group", "cases", "streams"])]
+    pub(crate) sweep: Vec<Sweep>,
     /// Timed runs of each case and phase
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: Option<u32>,
@@ -47,15 +51,22 @@ pub(crate) struct Arguments {
     /// How to keep the weights
     #[arg(long, value_enum, default_value_t = WeightsName::F32)]
     pub(crate) weights: WeightsName,
+    /// Leave out what `auto` would choose for each case
+    #[arg(long)]
+    pub(crate) no_auto: bool,
     /// Working memory of one run on a GPU, for example 512MiB [default: 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub(crate) memory_budget: Option<u64>,
     /// What to print
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
-    /// Add the results to this CSV file as well
-    #[arg(long, value_name = "FILE")]
+    /// Write the results to this file as well: a new JSON document with the machine, the devices and what they reach, or
+    /// rows added to a CSV file
+    #[arg(long, value_name = "FILE.json|FILE.csv")]
     pub(crate) record: Option<PathBuf>,
+    /// Draw charts of the results into this file: growth with each swept size, and the roofline
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "streams")]
+    pub(crate) plot: Option<PathBuf>,
     /// Another table of cases, in the form of benches/cases.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) cases: Option<PathBuf>,

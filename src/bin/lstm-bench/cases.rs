@@ -1,5 +1,6 @@
 //! The table of cases, and what a case runs on.
 
+use clap::ValueEnum;
 use serde::Deserialize;
 use wgpu_lstm::{
     Activation, CellSpec, Direction, GruCell, Layout, LstmActivations, LstmCell, LstmSpec, LstmWeights, Merge, RnnCell,
@@ -205,6 +206,68 @@ impl Case {
     }
 }
 
+/// A size that a sweep changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sweep {
+    Hidden,
+    Batch,
+    Length,
+}
+
+impl Sweep {
+    /// The group of its cases.
+    pub(crate) fn group(self) -> &'static str {
+        match self {
+            Sweep::Hidden => "sweep hidden",
+            Sweep::Batch => "sweep batch",
+            Sweep::Length => "sweep length",
+        }
+    }
+
+    /// What it changes in a case of its group.
+    pub(crate) fn size(self, case: &Case) -> usize {
+        match self {
+            Sweep::Hidden => case.hidden,
+            Sweep::Batch => case.batch,
+            Sweep::Length => case.len,
+        }
+    }
+
+    /// The cases in between which only this size changes; the input is as wide as the hidden state.
+    pub(crate) fn cases(self) -> Vec<Case> {
+        let sizes: &[usize] = match self {
+            Sweep::Hidden => &[32, 64, 128, 256, 512, 1024],
+            Sweep::Batch => &[1, 2, 4, 8, 16, 32, 64, 128, 256],
+            Sweep::Length => &[1, 4, 16, 64, 256, 1024],
+        };
+        let case = |&size: &usize| {
+            let mut case = Case {
+                group: self.group().to_owned(),
+                name: None,
+                batch: 16,
+                len: 64,
+                input: 256,
+                hidden: 256,
+                layers: 1,
+                cell: CellName::default(),
+                direction: DirectionName::default(),
+                sum: false,
+                projection: None,
+                bias: true,
+                min_len: None,
+                carried: false,
+            };
+            match self {
+                Sweep::Hidden => (case.input, case.hidden) = (size, size),
+                Sweep::Batch => case.batch = size,
+                Sweep::Length => case.len = size,
+            }
+            case
+        };
+        sizes.iter().map(case).collect()
+    }
+}
+
 /// What a case runs on.
 pub(crate) struct Inputs {
     x: Vec<f32>,
@@ -288,6 +351,15 @@ mod tests {
         assert_eq!(count(&[], None) + 4, cases.len());
         assert_eq!(count(&["shapes"], Some("W7")), 1);
         assert_eq!(count(&[], Some("_p64_")), 1);
+    }
+
+    #[test]
+    fn a_sweep_changes_one_size_and_meets_the_others_in_the_middle() {
+        for sweep in [Sweep::Hidden, Sweep::Batch, Sweep::Length] {
+            let cases = sweep.cases();
+            assert!(cases.iter().any(|case| case.id() == "b16_t64_i256_h256_fwd"), "{sweep:?}");
+            assert!(cases.windows(2).all(|pair| sweep.size(&pair[0]) < sweep.size(&pair[1])), "{sweep:?}");
+        }
     }
 
     #[test]

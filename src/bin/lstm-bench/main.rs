@@ -1,7 +1,8 @@
 //! `lstm-bench`: the GPU path against the CPU backend over a table of shapes.
 //!
 //! In:  `benches/cases.toml`, compiled in, or another table of its form.
-//! Out: for each case and device the phases of a run, verified before they are reported; as text, CSV or JSON.
+//! Out: for each case and device the phases of a run, verified before they are reported, beside what the device was given to
+//!      do and what it reaches at best; what `auto` would choose; as text, CSV, JSON or charts.
 //! With `--streams`: what streams cost instead (`streams.rs`).
 //! What the phases mean and how records are kept: docs/benchmarking.md.
 //!
@@ -12,8 +13,10 @@ mod cases;
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
+mod devices;
 mod machine;
 mod phases;
+mod plot;
 mod report;
 mod streams;
 
@@ -23,6 +26,7 @@ use clap::Parser;
 
 use cases::Case;
 use common::failure::{Failure, Result, fail, say};
+use devices::{Device, Verdict};
 use phases::Outcome;
 use report::{Format, Row};
 
@@ -33,58 +37,67 @@ fn main() -> ExitCode {
 
 fn bench(options: &args::Arguments) -> Result<()> {
     let cases = chosen_cases(options)?;
+    report::check_path(options.record.as_deref())?;
     let machine = machine::Machine::of_this_run();
     let quiet = options.format != Format::Text;
     if !quiet {
         say!("{}", machine.describe())?;
     }
-    // Opened once to say what they are; a device that is not there is not asked again for each case.
-    let mut devices = Vec::new();
-    for choice in &options.device {
-        let found = phases::open(choice, options).map(|engine| report::describe(engine.device()));
-        if !quiet {
-            match &found {
-                Ok(text) => say!("{choice}: {text}")?,
-                Err(failure) => say!("{choice}: unavailable: {failure}")?,
-            }
+    let devices: Vec<Device> = options.device.iter().map(|choice| Device::new(choice, options)).collect();
+    if !quiet {
+        devices.iter().try_for_each(Device::describe)?;
+        if devices.iter().any(|device| device.failure.is_none()) {
+            say!("{}", report::text_heading())?;
         }
-        devices.push((choice, found.err()));
-    }
-    if !quiet && devices.iter().any(|(_, failure)| failure.is_none()) {
-        say!("{}", report::text_heading())?;
     }
     let mut rows = Vec::new();
+    let mut choices = Vec::new();
     for case in &cases {
         let inputs = case.inputs()?.keeping(options.weights)?;
         // The first device's result is what the others' must agree with.
         let mut agreed = None;
-        for (choice, failure) in &devices {
-            let outcome = match failure {
+        for device in &devices {
+            let outcome = match &device.failure {
                 Some(failure) => Outcome::Unavailable(failure.clone()),
-                None => inputs.measure(choice, options, &mut agreed),
+                None => inputs.measure(&device.choice, options, &mut agreed),
             };
-            let row = Row { case: case.clone(), device: (*choice).clone(), outcome };
-            if !quiet && failure.is_none() {
+            let row = Row { case: case.clone(), device: device.choice.clone(), limits: device.limits, outcome };
+            if !quiet && device.failure.is_none() {
                 say!("{}", report::text_line(&row))?;
             }
             rows.push(row);
         }
+        for device in &devices {
+            choices.extend(Verdict::new(case, device, device.choose(&inputs)?, &rows));
+        }
     }
+    let document = || report::document(&machine, &devices, &rows, &choices);
     match options.format {
-        Format::Text => {}
+        Format::Text => devices::describe_choices(&choices)?,
         Format::Csv => say!("{}", report::csv(&machine, &rows).trim_end())?,
-        Format::Json => say!("{:#}", report::json(&machine, &rows))?,
+        Format::Json => say!("{:#}", document())?,
     }
     if let Some(path) = &options.record {
-        report::record(path, &machine, &rows)?;
+        report::record(path, &machine, &rows, document)?;
         if !quiet {
             say!("recorded in {}", path.display())?;
+        }
+    }
+    if let Some(path) = &options.plot {
+        plot::draw(path, &machine, &devices, &rows)?;
+        if !quiet {
+            say!("drawn in {}", path.display())?;
         }
     }
     verdict(&rows)
 }
 
 fn chosen_cases(options: &args::Arguments) -> Result<Vec<Case>> {
+    if !options.sweep.is_empty() {
+        let mut cases: Vec<Case> = options.sweep.iter().flat_map(|sweep| sweep.cases()).collect();
+        cases.retain(|case| options.filter.as_deref().is_none_or(|text| case.id().contains(text)));
+        return if cases.is_empty() { Err(Failure::Usage("no case of the sweep matches".into())) } else { Ok(cases) };
+    }
     let mut cases = match &options.cases {
         Some(path) => {
             let named = |failure: Failure| failure.context(path.display());

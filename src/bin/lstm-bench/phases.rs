@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use wgpu_lstm::{BatchOutput, DeviceChoice, DeviceReport, Engine, EngineOptions, Lstm, Outputs, SequenceOutput};
+use wgpu_lstm::internals::time_submits;
+use wgpu_lstm::{
+    AdapterLimits, BackendKind, BatchOutput, Counters, DeviceChoice, DeviceReport, Engine, EngineOptions, Lstm,
+    Outputs, SequenceOutput,
+};
 
 use crate::args::Arguments;
 use crate::cases::Inputs;
@@ -26,6 +30,8 @@ pub(crate) struct Phases {
     /// Runs that return the final states only.
     pub(crate) states_only: Times,
     pub(crate) flops: f64,
+    /// What a GPU was given to do.
+    pub(crate) work: Option<Work>,
     /// T
     pub(crate) steps: usize,
     pub(crate) valid_rows: usize,
@@ -54,6 +60,41 @@ impl Phases {
     }
 }
 
+/// What one steady run is on a GPU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Work {
+    pub(crate) submits: u64,
+    pub(crate) dispatches: u64,
+    pub(crate) flops: u64,
+    /// That the dispatches move at least.
+    pub(crate) moved_bytes: u64,
+    pub(crate) uploaded_bytes: u64,
+    pub(crate) read_back_bytes: u64,
+    /// By the device's own clock, if it has one; the shortest of the timed runs.
+    pub(crate) gpu_time: Option<f64>,
+}
+
+impl Work {
+    fn between(before: &Counters, after: &Counters) -> Self {
+        Self {
+            submits: after.submits - before.submits,
+            dispatches: after.dispatches - before.dispatches,
+            flops: after.flops - before.flops,
+            moved_bytes: after.moved_bytes - before.moved_bytes,
+            uploaded_bytes: after.uploaded_bytes - before.uploaded_bytes,
+            read_back_bytes: after.read_back_bytes - before.read_back_bytes,
+            gpu_time: Some((after.gpu_time - before.gpu_time).as_secs_f64()),
+        }
+    }
+
+    /// The shortest time in which an adapter with these limits could do it, in seconds.
+    pub(crate) fn least(&self, limits: &AdapterLimits) -> f64 {
+        let arithmetic = self.flops as f64 / limits.flops;
+        let moving = self.moved_bytes as f64 / limits.copy_bytes_per_second;
+        arithmetic.max(moving) + self.dispatches as f64 * limits.dispatch_gap
+    }
+}
+
 /// What came of a case on a device.
 pub(crate) enum Outcome {
     Measured(Box<Phases>),
@@ -63,13 +104,21 @@ pub(crate) enum Outcome {
     Wrong(String),
 }
 
-/// Opens a device as the command line asks.
-pub(crate) fn open(device: &DeviceChoice, options: &Arguments) -> Result<Engine> {
-    let engine_options = EngineOptions::on(device.clone()).precision(options.weights.precision());
-    Ok(Engine::open_blocking(match options.memory_budget {
+/// How the command line asks to open a device.
+pub(crate) fn engine_options(device: &DeviceChoice, options: &Arguments) -> EngineOptions {
+    let engine_options = EngineOptions::on(device.clone()).precision(options.weights.precision()).timestamps(true);
+    match options.memory_budget {
         Some(bytes) => engine_options.memory_budget_bytes(bytes),
         None => engine_options,
-    })?)
+    }
+}
+
+/// Opens a device as the command line asks.
+pub(crate) fn open(device: &DeviceChoice, options: &Arguments) -> Result<Engine> {
+    let engine = Engine::open_blocking(engine_options(device, options))?;
+    // Runs are timed by the wall; a few more by the device's clock, which costs something.
+    time_submits(&engine, false);
+    Ok(engine)
 }
 
 impl Inputs {
@@ -131,6 +180,7 @@ impl Inputs {
             last = self.run_once(&lstm, Outputs::default(), &mut state)?;
             Ok(())
         })?;
+        let work = self.work(&lstm, &mut state)?;
         if self.state.is_none() && last != result {
             fail!("two runs on equal input gave different results");
         }
@@ -147,11 +197,32 @@ impl Inputs {
             steady,
             states_only,
             flops: flops(lstm.spec(), self.valid_rows()),
+            work,
             steps: self.lengths().iter().copied().max().unwrap_or(0),
             valid_rows: self.valid_rows(),
             weights: options.weights,
             rounding: self.rounding(&result, options)?,
         })
+    }
+
+    /// What a run is on a GPU, and how long by its clock.
+    fn work(&self, lstm: &Lstm, state: &mut Option<[Vec<f32>; 2]>) -> Result<Option<Work>> {
+        /// Runs that are timed by the device.
+        const TIMED: usize = 3;
+        let engine = lstm.engine();
+        if engine.device().kind != BackendKind::Gpu {
+            return Ok(None);
+        }
+        let has_clock = time_submits(engine, true);
+        let mut works = Vec::new();
+        for _ in 0..TIMED {
+            let before = engine.counters();
+            self.run_once(lstm, Outputs::default(), state)?;
+            works.push(Work::between(&before, &engine.counters()));
+        }
+        time_submits(engine, false);
+        let shortest = works.iter().filter_map(|work| work.gpu_time).fold(f64::INFINITY, f64::min);
+        Ok(works.pop().map(|work| Work { gpu_time: has_clock.then_some(shortest), ..work }))
     }
 
     /// What rounding the weights changed: the CPU backend has them as they were.

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
-use wgpu_lstm::{AdapterReport, DeviceChoice, DeviceReport};
+use wgpu_lstm::{AdapterLimits, AdapterReport, DeviceChoice, DeviceReport};
 
 use crate::cases::Case;
 use crate::common::failure::{Failure, Result, fail};
 use crate::common::units::{milliseconds, significant};
+use crate::devices::{Device, Verdict};
 use crate::machine::Machine;
 use crate::phases::{Outcome, Phases};
 
@@ -18,6 +19,8 @@ use crate::phases::{Outcome, Phases};
 pub(crate) struct Row {
     pub(crate) case: Case,
     pub(crate) device: DeviceChoice,
+    /// What the device reaches at best, if it is a GPU.
+    pub(crate) limits: Option<AdapterLimits>,
     pub(crate) outcome: Outcome,
 }
 
@@ -29,9 +32,23 @@ pub(crate) enum Format {
 }
 
 /// Widths of the text columns; a wider cell moves its row.
-const WIDTHS: [usize; 11] = [46, 12, 8, 8, 8, 8, 9, 17, 5, 9, 8];
-const TEXT_COLUMNS: [&str; 11] =
-    ["case", "device", "open ms", "load", "compile", "first", "steady", "min–max", "read", "µs/step", "GFLOP/s"];
+const WIDTHS: [usize; 14] = [46, 12, 8, 8, 8, 8, 9, 17, 5, 9, 8, 9, 10, 6];
+const TEXT_COLUMNS: [&str; 14] = [
+    "case",
+    "device",
+    "open ms",
+    "load",
+    "compile",
+    "first",
+    "steady",
+    "min–max",
+    "read",
+    "µs/step",
+    "GFLOP/s",
+    "GPU ms",
+    "dispatches",
+    "roof",
+];
 
 fn text(cells: &[String]) -> String {
     let mut line = String::new();
@@ -50,7 +67,7 @@ pub(crate) fn describe(device: &DeviceReport) -> String {
     format!("{}, driver {}{software}", device.name, driver(adapter))
 }
 
-fn driver(adapter: &AdapterReport) -> String {
+pub(crate) fn driver(adapter: &AdapterReport) -> String {
     [adapter.driver.as_str(), adapter.driver_info.as_str()].join(" ").trim().to_owned()
 }
 
@@ -72,11 +89,22 @@ pub(crate) fn text_line(row: &Row) -> String {
             cells.push(format!("{share:.0} %"));
             cells.push(significant(p.us_per_step()));
             cells.push(significant(p.gflops()));
+            if let Some(work) = &p.work {
+                cells.push(work.gpu_time.map_or("–".to_owned(), milliseconds));
+                cells.push(work.dispatches.to_string());
+                cells.push(roof(p, row.limits).map_or("–".to_owned(), |share| format!("{:.0} %", 100.0 * share)));
+            }
             text(&cells)
         }
         Outcome::Unavailable(failure) => format!("{} unavailable: {failure}", text(&cells)),
         Outcome::Wrong(why) => format!("{} WRONG: {why}", text(&cells)),
     }
+}
+
+/// The share of the time of a run in which an adapter at its best could do the same work: by its own clock if it has one.
+pub(crate) fn roof(phases: &Phases, limits: Option<AdapterLimits>) -> Option<f64> {
+    let work = phases.work?;
+    Some(work.least(&limits?) / work.gpu_time.unwrap_or(phases.steady.median()))
 }
 
 /// Names and values of a row in the order of the columns; the same for CSV and JSON.
@@ -92,6 +120,7 @@ fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
     let ms = |seconds: f64| json!((seconds * 1e9).round() / 1e6);
     let number = |of: fn(&Phases) -> f64| measured.map(|p| (of(p) * 1e3).round() / 1e3);
     let time = |of: fn(&Phases) -> f64| measured.map_or(Value::Null, |p| ms(of(p)));
+    let work = measured.and_then(|p| p.work);
     let mut fields = machine.fields();
     fields.extend(device_fields(&row.device, measured.map(|p| &p.device)));
     fields.extend([
@@ -121,6 +150,14 @@ fn fields(machine: &Machine, row: &Row) -> Vec<(&'static str, Value)> {
         ("read_back_ms", time(Phases::read_back)),
         ("us_per_step", json!(number(Phases::us_per_step))),
         ("gflops", json!(number(Phases::gflops))),
+        ("gpu_ms", json!(work.and_then(|w| w.gpu_time).map(ms))),
+        ("submits", json!(work.map(|w| w.submits))),
+        ("dispatches", json!(work.map(|w| w.dispatches))),
+        ("planned_flops", json!(work.map(|w| w.flops))),
+        ("moved_bytes", json!(work.map(|w| w.moved_bytes))),
+        ("uploaded_bytes", json!(work.map(|w| w.uploaded_bytes))),
+        ("read_back_bytes", json!(work.map(|w| w.read_back_bytes))),
+        ("roof", json!(measured.and_then(|p| roof(p, row.limits)).map(|share| (share * 1e4).round() / 1e4))),
         ("error", json!(error)),
     ]);
     fields
@@ -138,8 +175,16 @@ pub(crate) fn device_fields(choice: &DeviceChoice, device: Option<&DeviceReport>
     ]
 }
 
-pub(crate) fn json(machine: &Machine, rows: &[Row]) -> Value {
-    json_of(&rows.iter().map(|row| fields(machine, row)).collect::<Vec<_>>())
+/// All of a run in one document.
+pub(crate) fn document(machine: &Machine, devices: &[Device], rows: &[Row], choices: &[Verdict]) -> Value {
+    let of_machine: Map<_, _> = machine.fields().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    json!({
+        "format": 1,
+        "machine": of_machine,
+        "devices": devices.iter().map(Device::json).collect::<Vec<_>>(),
+        "rows": json_of(&rows.iter().map(|row| fields(machine, row)).collect::<Vec<_>>()),
+        "auto": choices.iter().map(Verdict::json).collect::<Vec<_>>(),
+    })
 }
 
 /// Rows of names and values.
@@ -184,11 +229,33 @@ fn csv_line(cells: impl Iterator<Item = String>) -> String {
     quoted.collect::<Vec<_>>().join(",") + "\n"
 }
 
-/// Adds the measured rows to a CSV file, which gets its heading with the first ones.
-pub(crate) fn record(path: &Path, machine: &Machine, rows: &[Row]) -> Result<()> {
+/// Refuses a record that could not be written at the end.
+pub(crate) fn check_path(path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("csv") => Ok(()),
+        Some("json") if path.exists() => Err(Failure::Usage(format!(
+            "{}: exists; a record is kept as it was measured, name a new file",
+            path.display()
+        ))),
+        Some("json") => Ok(()),
+        _ => {
+            Err(Failure::Usage(format!("--record: expected a file ending in .json or .csv, found {}", path.display())))
+        }
+    }
+}
+
+/// Writes the document to a new JSON file, or adds the measured rows to a CSV file, which gets its heading with the first
+/// ones.
+pub(crate) fn record(path: &Path, machine: &Machine, rows: &[Row], document: impl FnOnce() -> Value) -> Result<()> {
     let measured: Vec<&Row> = rows.iter().filter(|row| matches!(row.outcome, Outcome::Measured(_))).collect();
     if measured.is_empty() {
         return Ok(());
+    }
+    if path.extension().is_some_and(|e| e == "json") {
+        let named = |e: std::io::Error| Failure::Data(format!("{}: cannot be written: {e}", path.display()));
+        let mut file = OpenOptions::new().create_new(true).write(true).open(path).map_err(named)?;
+        return file.write_all(format!("{:#}\n", document()).as_bytes()).map_err(named);
     }
     append(path, &csv(machine, measured))
 }
@@ -234,22 +301,35 @@ mod tests {
         assert!(matches!(outcome, Outcome::Measured(_)));
         let unavailable = Outcome::Unavailable(Failure::Data("no adapter".into()));
         let rows = [
-            Row { case: case.clone(), device: DeviceChoice::Gpu, outcome: unavailable },
-            Row { case, device, outcome },
+            Row { case: case.clone(), device: DeviceChoice::Gpu, limits: None, outcome: unavailable },
+            Row { case, device, limits: None, outcome },
         ];
         let path = std::env::temp_dir().join(format!("lstm-record-{}.csv", std::process::id()));
         let _ = std::fs::remove_file(&path);
-        record(&path, &machine, &rows[..1]).unwrap();
+        let document = || document(&machine, &[], &rows, &[]);
+        record(&path, &machine, &rows[..1], document).unwrap();
         assert!(!path.exists(), "nothing was measured");
-        record(&path, &machine, &rows).unwrap();
-        record(&path, &machine, &rows).unwrap();
+        record(&path, &machine, &rows, document).unwrap();
+        record(&path, &machine, &rows, document).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("date,version,commit") && lines[1] == lines[2], "{text}");
         assert!(lines[1].contains(",reference,") && lines[1].contains(",b1_t3_i5_h7_fwd,"), "{text}");
         std::fs::write(&path, "other,columns\n").unwrap();
-        assert!(record(&path, &machine, &rows).unwrap_err().to_string().contains("other columns"));
+        assert!(record(&path, &machine, &rows, document).unwrap_err().to_string().contains("other columns"));
         std::fs::remove_file(&path).unwrap();
+
+        let path = path.with_extension("json");
+        let _ = std::fs::remove_file(&path);
+        check_path(Some(&path)).unwrap();
+        record(&path, &machine, &rows, document).unwrap();
+        let read: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(read["rows"][1]["case"], "b1_t3_i5_h7_fwd");
+        assert!(read["machine"]["threads"].as_u64().is_some() && read["rows"][0]["error"].is_string());
+        assert!(check_path(Some(&path)).unwrap_err().to_string().contains("exists"));
+        assert!(record(&path, &machine, &rows, document).is_err(), "a record is not overwritten");
+        std::fs::remove_file(&path).unwrap();
+        assert!(check_path(Some(Path::new("record"))).is_err());
     }
 }

@@ -14,7 +14,7 @@ use wgpu_lstm::{
 };
 
 use crate::args::Arguments;
-use crate::common::failure::{Result, fail, say};
+use crate::common::failure::{Failure, Result, fail, say};
 use crate::common::random::Random;
 use crate::common::table;
 use crate::common::timing::{Repeat, Times};
@@ -42,6 +42,9 @@ struct Row {
 }
 
 pub(crate) fn bench(options: &Arguments) -> Result<()> {
+    if options.record.as_deref().is_some_and(|path| path.extension().is_none_or(|e| e != "csv")) {
+        return Err(Failure::Usage("--record: with --streams, expected a file ending in .csv".into()));
+    }
     let machine = Machine::of_this_run();
     let quiet = options.format != Format::Text;
     if !quiet {
