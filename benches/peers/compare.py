@@ -32,6 +32,7 @@ TOLERANCE = {"cudnn-tf32": 2e-2, "cudnn-f16": 2e-2, "wgpu-lstm:cpu:f16": 2e-2, "
 DEFAULT_TOLERANCE = 1e-5
 PYTHON_PEERS = ["onnxruntime", "openvino", "torch", "cudnn-strict", "cudnn-tf32", "cudnn-f16"]
 RUST_PEERS = ["rten", "tract", "burn"]
+ONNX_PEERS = ["onnxruntime", "openvino", "rten", "tract"]
 
 
 def main():
@@ -42,7 +43,7 @@ def main():
         for case in arguments.cases:
             folder = Path(scratch) / case["name"].replace(" ", "-")
             folder.mkdir()
-            expected = write(case, folder)
+            expected = write(case, folder, arguments.peers)
             for threads in arguments.threads:
                 found, wrong = compare(case, folder, expected, threads, arguments, binary)
                 rows += found
@@ -55,15 +56,17 @@ def main():
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="W1,W2,W3,W4,W5,W6,W7", help="names in benches/cases.toml, or `all`")
+    parser.add_argument("--cases", default="W1,W2,W3,W4,W5,W6,W7", help="names in benches/cases.toml, or `all` for its group `shapes`")
     parser.add_argument("--peers", default="wgpu-lstm:cpu,onnxruntime,openvino,torch", help=f"of wgpu-lstm:DEVICE, {', '.join(PYTHON_PEERS + RUST_PEERS)}")
     parser.add_argument("--threads", default="2", help="numbers of threads, e.g. 1,2")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a library's turn in a round")
+    parser.add_argument("--worker", metavar="FILE", type=Path, help="rust/'s program, built before; cargo is not called")
     parser.add_argument("--record", metavar="FILE", help="write all times as JSON")
     arguments = parser.parse_args()
     table = {c["name"]: c for c in tomllib.loads((ROOT / "benches/cases.toml").read_text())["case"] if "name" in c}
-    names = list(table) if arguments.cases == "all" else arguments.cases.split(",")
+    all_names = [name for name, case in table.items() if case["group"] == "shapes"]
+    names = all_names if arguments.cases == "all" else arguments.cases.split(",")
     if unknown := [name for name in names if name not in table]:
         parser.error(f"unknown case {unknown[0]!r}; benches/cases.toml has {', '.join(table)}")
     defaults = {"layers": 1, "direction": "forward", "carried": False, "min_len": None}
@@ -80,10 +83,13 @@ def parse():
 
 
 def build(arguments):
-    features = [peer for peer in arguments.peers if peer in RUST_PEERS]
+    # All or none of them: another choice of features builds their shared dependencies anew.
+    features = RUST_PEERS if any(peer in RUST_PEERS for peer in arguments.peers) else []
     needed = features or any(peer.startswith("wgpu-lstm") for peer in arguments.peers)
     if not needed:
         return None
+    if arguments.worker:
+        return arguments.worker
     manifest = HERE / "rust/Cargo.toml"
     command = ["cargo", "build", "--release", "--no-default-features", "--features", ",".join(features), "--manifest-path", manifest]
     subprocess.run(command, check=True)
@@ -93,7 +99,7 @@ def build(arguments):
 # Cases ----------------------------------------------------------------------------------------------------------------
 
 
-def write(case, folder):
+def write(case, folder, peers):
     """Writes a case's model and input; returns the output that an f64 computation gives."""
     from safetensors.numpy import save_file
 
@@ -116,7 +122,8 @@ def write(case, folder):
         lengths = random.integers(case["min_len"], seq_len + 1, batch)
         lengths[0] = seq_len
     save_file(weights, folder / "weights.safetensors")
-    (folder / "model.onnx").write_bytes(onnx_model(case, weights, ragged=bool((lengths != seq_len).any())))
+    if any(peer in ONNX_PEERS for peer in peers):
+        (folder / "model.onnx").write_bytes(onnx_model(case, weights, ragged=bool((lengths != seq_len).any())))
     x.astype("<f4").tofile(folder / "x.f32")
     (folder / "lengths.json").write_text(json.dumps(lengths.tolist()))
     (folder / "case.json").write_text(json.dumps(case))

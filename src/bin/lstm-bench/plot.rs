@@ -12,7 +12,7 @@ use crate::common::units::significant;
 use crate::devices::Device;
 use crate::machine::Machine;
 use crate::phases::Outcome;
-use crate::report::{self, Row};
+use crate::report::Row;
 
 const WIDTH: u32 = 640;
 const HEIGHT: u32 = 440;
@@ -51,7 +51,9 @@ pub(crate) fn draw(path: &Path, machine: &Machine, devices: &[Device], rows: &[R
 }
 
 fn name(device: &Device) -> String {
-    device.report.as_ref().map_or_else(|| device.choice.to_string(), report::describe)
+    let Some(report) = &device.report else { return device.choice.to_string() };
+    let is_software = report.adapter.as_ref().is_some_and(|adapter| adapter.is_software);
+    if is_software { format!("{}, software", report.name) } else { report.name.clone() }
 }
 
 fn growth(sweep: Sweep, devices: &[Device], rows: &[Row]) -> Option<Chart> {
@@ -144,6 +146,8 @@ fn draw_chart(area: &Area<'_>, chart: &Chart) -> std::result::Result<(), Box<dyn
     let label = |v: &f64| significant(*v);
     context
         .configure_mesh()
+        .x_labels(5)
+        .y_labels(6)
         .x_desc(chart.x)
         .y_desc(chart.y)
         .light_line_style(TRANSPARENT)
@@ -163,7 +167,7 @@ fn draw_chart(area: &Area<'_>, chart: &Chart) -> std::result::Result<(), Box<dyn
     }
     context
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .draw()?;

@@ -22,7 +22,8 @@ impl Burn {
             return Err("Burn's Lstm is one forward layer, without lengths".into());
         }
         let (device, setup) = Device::wgpu_options().init_with_setup()?;
-        let name = format!("0.22 on {}", setup.adapter.get_info().name);
+        let info = setup.adapter.get_info();
+        let name = format!("0.22 on {} ({:?})", info.name, info.backend);
         let bytes = std::fs::read(case.folder.join("weights.safetensors"))?;
         let file = safetensors::SafeTensors::deserialize(&bytes)?;
         let values = |name: &str| -> Result<Vec<f32>> {
