@@ -37,6 +37,10 @@ ONNX_PEERS = ["onnxruntime", "openvino", "rten", "tract"]
 
 def main():
     arguments = parse()
+    if arguments.table:
+        for path in arguments.table:
+            print_table(json.loads(path.read_text()))
+        return 0
     binary = build(arguments)
     rows, failed = [], False
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,8 +52,9 @@ def main():
                 found, wrong = compare(case, folder, expected, threads, arguments, binary)
                 rows += found
                 failed |= wrong
+    record = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "commit": commit(), "rows": rows}
+    print_table(record)
     if arguments.record:
-        record = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "commit": commit(), "rows": rows}
         Path(arguments.record).write_text(json.dumps(record, indent=1) + "\n")
     return 1 if failed else 0
 
@@ -63,6 +68,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=1.0, help="of a library's turn in a round")
     parser.add_argument("--worker", metavar="FILE", type=Path, help="rust/'s program, built before; cargo is not called")
     parser.add_argument("--record", metavar="FILE", help="write all times as JSON")
+    parser.add_argument("--table", metavar="FILE", nargs="+", type=Path, help="print the tables of records and measure nothing")
     arguments = parser.parse_args()
     table = {c["name"]: c for c in tomllib.loads((ROOT / "benches/cases.toml").read_text())["case"] if "name" in c}
     all_names = [name for name, case in table.items() if case["group"] == "shapes"]
@@ -245,6 +251,7 @@ def compare(case, folder, expected, threads, arguments, binary):
             worker.stop()
             wrong = True
             print(f"{case['name']:10} {peer:20} {threads} threads: {e}", flush=True)
+            rows.append({"case": case["name"], "peer": peer, "threads": threads, "failed": str(e)})
             continue
         # One run to warm up says how many fill a turn.
         once = min(worker.times(2))
@@ -264,16 +271,50 @@ def compare(case, folder, expected, threads, arguments, binary):
     return rows, wrong
 
 
+def ratio(ours, row):
+    """The median of a library's times in times of ours, and the middle half."""
+    ratios = sorted(b / a for a, b in zip(ours["rounds"], row["rounds"]))
+    quarter = len(ratios) // 4
+    return statistics.median(ratios), f"{ratios[quarter]:.2f}–{ratios[-1 - quarter]:.2f}"
+
+
+def milliseconds(seconds):
+    value = seconds * 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def print_table(record):
+    """Markdown: our median in ms, then for each library its time in times of ours."""
+    print(f"\n{record['machine']['cpu']}, {record['machine']['cpus']} CPUs, {record['date']}, {record['commit']}")
+    for threads in sorted({row["threads"] for row in record["rows"]}, reverse=True):
+        of_threads = [row for row in record["rows"] if row["threads"] == threads]
+        peers = list(dict.fromkeys(row["peer"] for row in of_threads))
+        versions = {row["peer"]: row["version"].split("-")[0] for row in of_threads if "version" in row}
+        print(f"\n{threads} thread{'s' * (threads > 1)}\n")
+        print(f"| | {peers[0]}, ms | " + " | ".join(f"{peer} {versions.get(peer, '')}" for peer in peers[1:]) + " |")
+        print("|---" * (len(peers) + 1) + "|")
+        for case in dict.fromkeys(row["case"] for row in of_threads):
+            rows = {row["peer"]: row for row in of_threads if row["case"] == case}
+            ours = rows.get(peers[0], {})
+            cells = [milliseconds(ours["median"]) if "median" in ours else "failed"]
+            for peer in peers[1:]:
+                row = rows.get(peer, {"failed": "not run"})
+                if "failed" in row or "rounds" not in ours:
+                    failed = row.get("failed", "–")
+                    cells.append("wrong numbers" if failed.startswith("wrong") else "refused" if "failed" in row else "–")
+                else:
+                    cells.append("{:.2f} ({})".format(*ratio(ours, row)))
+            print(f"| {case} | " + " | ".join(cells) + " |")
+
+
 def report(case, threads, rows):
+    rows = [row for row in rows if "rounds" in row]
     if not rows:
         return
     ours = rows[0]
     for row in rows:
-        ratios = sorted(b / a for a, b in zip(ours["rounds"], row["rounds"]))
-        quarter = len(ratios) // 4
         row["median"] = statistics.median(row["rounds"])
-        row["ratio"] = statistics.median(ratios)
-        interval = f"{ratios[quarter]:.2f}-{ratios[-1 - quarter]:.2f}"
+        row["ratio"], interval = ratio(ours, row)
         print(
             f"{case['name']:10} {row['peer']:20} {threads} threads  {row['median'] * 1e3:10.3f} ms  "
             f"{row['ratio']:6.2f} x {ours['peer']} ({interval})  error {row['error']:.0e}  {row['version']}",

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use wgpu_lstm::internals::params::Step;
 use wgpu_lstm::internals::{
-    BindingKind, BufferId, Content, Kernel, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, StatesAt, Upload,
+    BindingKind, BufferId, Content, Kernel, ModelPart, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, StatesAt,
+    Upload,
 };
 use wgpu_lstm::{Direction, ErrorKind, LayerSpec, LstmSpec, Merge, Outputs, SequenceOutput};
 
@@ -135,6 +136,77 @@ fn specs() -> impl Strategy<Value = LstmSpec> {
             .collect();
         LstmSpec::new(layers).expect("sizes chain")
     })
+}
+
+/// 256 lengths from 10 to 500, evenly: W8 of benches/cases.toml.
+fn even_lengths() -> Vec<usize> {
+    (0..256).map(|b| 10 + b * 37 % 256 * 490 / 255).collect()
+}
+
+#[test]
+fn ragged_batches_are_computed_without_padding() {
+    let spec = LstmSpec::stack(40, 256, 3).build().unwrap();
+    let lengths = even_lengths();
+    let rows: usize = lengths.iter().sum();
+    let products = |layer: &LayerSpec| layer.hidden_size * (layer.input_size + layer.hidden_size);
+    let valid = 8 * (rows * spec.layers().iter().map(products).sum::<usize>()) as u64;
+    for wide in [false, true] {
+        let plan = Plan::new(&request(&spec, &lengths, PlanLimits { wide, ..DEFAULTS })).unwrap();
+        assert_eq!(plan.flops(), valid);
+        // A tile at the end of the active rows computes those past them too.
+        let mut computed = 0;
+        for dispatch in plan.submits.iter().flat_map(|submit| &submit.dispatches) {
+            let id = plan.kernels[dispatch.kernel];
+            let width = plan.bind_groups[dispatch.bind_group].ranges.iter().find_map(|range| match range.buffer {
+                BufferId::Model { layer, part: ModelPart::WeightsIh, .. } => Some(spec.layers()[layer].input_size),
+                BufferId::Model { part: ModelPart::WeightsHh, .. } => Some(256),
+                _ => None,
+            });
+            let of_row = 8 * 256 * width.expect("every dispatch has weights") as u64;
+            computed += (dispatch.flops / of_row).next_multiple_of(id.rows.into()) * of_row;
+        }
+        assert!(computed > valid, "tiles of several rows");
+        let ratio = computed as f64 / valid as f64;
+        assert!(ratio <= 1.10, "{ratio} of the valid steps' operations");
+    }
+}
+
+#[test]
+fn working_memory_is_what_has_to_lie_there() {
+    let stack =
+        |input, hidden, layers, direction| LstmSpec::stack(input, hidden, layers).direction(direction).build().unwrap();
+    let (forward, both) = (Direction::Forward, Direction::Bidirectional);
+    for (name, spec, lengths) in [
+        ("W1", stack(128, 128, 1, forward), vec![100; 1]),
+        ("W2", stack(256, 256, 1, forward), vec![128; 32]),
+        ("W3", stack(512, 512, 1, forward), vec![64; 64]),
+        ("W4", stack(64, 512, 1, forward), vec![128; 128]),
+        ("W5", stack(256, 1024, 1, forward), vec![50; 16]),
+        ("W6", stack(80, 256, 2, both), vec![100; 16]),
+        ("W8", stack(40, 256, 3, forward), even_lengths()),
+        ("W9", stack(768, 768, 1, forward), vec![1024; 16]),
+        ("W12", stack(60, 128, 4, both), vec![293; 32]),
+    ] {
+        let plan = Plan::new(&request(&spec, &lengths, DEFAULTS)).unwrap();
+        let all: usize = lengths.iter().sum();
+        let chunk = plan.submits.iter().flat_map(|submit| &submit.uploads).filter_map(|upload| match upload {
+            Upload::InputRows { rows, .. } => Some(rows.len()),
+            _ => None,
+        });
+        let chunk = chunk.max().unwrap();
+        let is_forward = spec.layers()[0].direction == forward;
+        // Between layers, and into and out of a reverse direction, a sequence lies as a whole.
+        let rows = if is_forward { chunk } else { all };
+        let widest = |of: fn(&LayerSpec) -> usize| spec.layers().iter().map(of).max().unwrap();
+        let gates = chunk * widest(|layer| layer.num_directions() * layer.gate_rows());
+        // A layer between two others reads one plane and writes the next.
+        let between = (spec.num_layers() - 1).min(2) * rows * spec.output_size();
+        // h before and after, c, and the final h of each layer and direction.
+        let states = 4 * spec.num_cells() * lengths.len() * spec.last_layer().hidden_size;
+        let least = 4 * (gates + rows * spec.input_size() + between + rows * spec.output_size() + states) as u64;
+        let ratio = plan.scratch_bytes() as f64 / least as f64;
+        assert!(ratio <= 1.10, "{name}: {} bytes, {ratio} of {least}", plan.scratch_bytes());
+    }
 }
 
 proptest! {

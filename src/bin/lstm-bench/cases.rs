@@ -169,7 +169,11 @@ impl Case {
 
     /// Whether the command line chooses it.
     pub(crate) fn matches(&self, groups: &[String], filter: Option<&str>) -> bool {
-        let group = if groups.is_empty() { !ONLY_ON_REQUEST.contains(&self.group.as_str()) } else { groups.contains(&self.group) };
+        let group = if groups.is_empty() {
+            !ONLY_ON_REQUEST.contains(&self.group.as_str())
+        } else {
+            groups.contains(&self.group)
+        };
         let name = self.name.as_deref().unwrap_or_default();
         group && filter.is_none_or(|text| self.id().contains(text) || name.contains(text))
     }
