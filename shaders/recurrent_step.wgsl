@@ -31,27 +31,13 @@ override WG_Y: u32;
 @group(0) @binding(6) var<storage, read_write> y0: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y1: array<f32>;
 
-// c and what becomes h, of one unit.
-struct CellState {
-    c: f32,
-    m: f32,
-}
-
 fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
     let at = timestep.directions[direction];
     if rank >= at.num_active {
         return;
     }
     let y_row = (at.y_row + rank) * timestep.y_stride;
-    var next_state = CellState();
-    if j < timestep.hidden_size {
-        let x = x_gates[at.gates_first + rank * timestep.hidden_size + j];
-        next_state = advance(direction, rank, j, x, recurrent);
-    }
-    if timestep.y_c != NONE {
-        store_y(direction, y_row + timestep.y_c + j, next_state.c);
-    }
-    emit(direction, at, rank, j, y_row, next_state.m);
+    emit(direction, at, rank, j, y_row, update(direction, at, rank, j, y_row, recurrent));
 }
 
 @compute @workgroup_size(WG_X, WG_Y)

@@ -5,7 +5,7 @@
 //
 // Dispatch   x: ceil(batch_size / ROWS), y: 1, z: directions
 // Bindings   0 step uniform of the first timestep, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, H]
-//            3 steps read, the buffer of uniforms: a record per timestep · 4 h read_write [D, B, h_stride], before and after
+//            3 steps read, a window of the uniforms: a record per timestep · 4 h read_write [D, B, h_stride], before and after
 //            5 state read_write, as in recurrent_step · 6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse
 // Overrides  WG_X ≤ 256; ROWS is text, see src/kernels/rows.rs
 // Workgroup  12 · ROWS · UNITS bytes      Barriers   one per timestep; their number is uniform
@@ -40,12 +40,6 @@ var<private> rank_first: u32;
 // Where the half starts that this timestep writes.
 var<private> next_first: u32;
 
-// c and what becomes h, of one unit.
-struct CellState {
-    c: f32,
-    m: f32,
-}
-
 fn h4(i: u32) -> vec4f {
     return vec4f(h_now[4u * i], h_now[4u * i + 1u], h_now[4u * i + 2u], h_now[4u * i + 3u]);
 }
@@ -65,16 +59,9 @@ fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
         return;
     }
     let y_row = (at.y_row + rank) * timestep.y_stride;
-    var next_state = CellState();
-    if j < timestep.hidden_size {
-        let x = x_gates[at.gates_first + rank * timestep.hidden_size + j];
-        next_state = advance(direction, rank, j, x, recurrent);
-    }
-    if timestep.y_c != NONE {
-        store_y(direction, y_row + timestep.y_c + j, next_state.c);
-    }
-    h_now[next_first + place] = next_state.m;
-    emit_rows(direction, at, rank, j, y_row, next_state.m);
+    let m = update(direction, at, rank, j, y_row, recurrent);
+    h_now[next_first + place] = m;
+    emit_rows(direction, at, rank, j, y_row, m);
 }
 
 @compute @workgroup_size(WG_X)

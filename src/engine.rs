@@ -13,7 +13,7 @@ use crate::spec::LstmSpec;
 use crate::trace::{Instrument, span};
 use crate::weights::LstmWeights;
 
-#[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+#[cfg(feature = "gpu")]
 use crate::auto::{self, Alternative, Choice, Costs};
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuLstm;
@@ -40,7 +40,7 @@ struct EngineInner {
     report: DeviceReport,
     precision: Precision,
     /// Of a GPU that the CPU backend stands in for where it is faster.
-    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    #[cfg(feature = "gpu")]
     costs: Option<Costs>,
 }
 
@@ -51,15 +51,16 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Opens a device and, on the GPU path, tests its driver.
+    /// Opens a device and, on the GPU path, tests its driver. With [`DeviceChoice::Auto`] and a GPU, small models are timed
+    /// on it and on the CPU backend, blocking, the first time in a process; see [`Lstm::choice`].
     ///
     /// # Errors
     /// [`DeviceNotFound`](ErrorKind::DeviceNotFound) with the list of adapters if none matches;
     /// [`DeviceFault`](ErrorKind::DeviceFault) if the chosen adapter fails the self-test;
     /// [`Unsupported`](ErrorKind::Unsupported) if the crate was built without the backend.
     pub async fn open(options: EngineOptions) -> Result<Engine> {
-        let (device, report) = match &options.device {
-            DeviceChoice::Reference => (
+        let opened = match &options.device {
+            DeviceChoice::Reference => Opened::new(
                 Device::Reference,
                 DeviceReport {
                     kind: BackendKind::Reference,
@@ -72,35 +73,24 @@ impl Engine {
             DeviceChoice::Cpu => open_cpu("asked for by name".into())?,
             _ => open_gpu(&options).await?,
         };
-        #[cfg_attr(
-            not(all(feature = "gpu", feature = "cpu", not(target_family = "wasm"))),
-            allow(unused_mut, reason = "there is nothing to choose from")
-        )]
-        let mut engine = Engine::new(device, report, options.precision);
-        #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
-        if options.device == DeviceChoice::Auto {
-            engine.choose_per_batch(&options, None).await?;
+        Ok(Engine::new(opened, options.precision))
+    }
+
+    /// Opens the adapter that `options` names as `auto` would, software adapters included; with these costs if given.
+    #[cfg(feature = "gpu")]
+    pub(crate) async fn open_auto(options: &EngineOptions, costs: Option<Costs>) -> Result<Engine> {
+        let mut opened = open_gpu(options).await?;
+        if let Device::Gpu(context) = &opened.device {
+            opened.costs = match costs {
+                Some(costs) => Some(costs),
+                None => auto::costs(context, &opened.report, options).await?,
+            };
         }
-        Ok(engine)
+        Ok(Engine::new(opened, options.precision))
     }
 
-    /// Lets the CPU backend run what it is estimated to be faster at.
-    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
-    pub(crate) async fn choose_per_batch(&mut self, options: &EngineOptions, costs: Option<Costs>) -> Result<()> {
-        let (Some(context), Some(inner)) = (self.context().cloned(), Arc::get_mut(&mut self.inner)) else {
-            return Ok(());
-        };
-        let adapter = inner.report.adapter.as_ref();
-        let key = format!("{adapter:?} {:?} {:?} {:?}", options.limits, options.tuning, options.precision);
-        inner.costs = Some(match costs {
-            Some(costs) => costs,
-            None => auto::costs(&context, options.precision, key).await?,
-        });
-        inner.report.reason += "; each run takes it or the CPU backend, whichever is estimated to be faster";
-        Ok(())
-    }
-
-    fn new(device: Device, report: DeviceReport, precision: Precision) -> Self {
+    fn new(opened: Opened, precision: Precision) -> Self {
+        let Opened { device, report, .. } = opened;
         let tally = match &device {
             #[cfg(feature = "gpu")]
             Device::Gpu(context) => context.tally.clone(),
@@ -113,8 +103,8 @@ impl Engine {
                 tally,
                 report,
                 precision,
-                #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
-                costs: None,
+                #[cfg(feature = "gpu")]
+                costs: opened.costs,
             }),
         }
     }
@@ -154,7 +144,7 @@ impl Engine {
     ) -> Result<Engine> {
         let context = Context::borrow(device, queue, &options).await?;
         let report = gpu_report(gpu::report(0, adapter), "the application's own device".into(), &context);
-        Ok(Engine::new(Device::Gpu(Arc::new(context)), report, options.precision))
+        Ok(Engine::new(Opened::new(Device::Gpu(Arc::new(context)), report), options.precision))
     }
 
     /// The limits to open a device of `adapter` with, so that an engine can share it: what every kernel needs, and the
@@ -243,7 +233,7 @@ impl Engine {
     }
 
     /// The measured factors by which `auto` chooses; `None` unless it found a GPU.
-    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    #[cfg(feature = "gpu")]
     pub fn costs(&self) -> Option<Costs> {
         self.inner.costs
     }
@@ -255,7 +245,7 @@ impl Engine {
     /// [`OutOfMemory`](ErrorKind::OutOfMemory), [`DeviceLost`](ErrorKind::DeviceLost).
     #[cfg(all(feature = "gpu", not(target_family = "wasm")))]
     pub fn measure_limits_blocking(&self) -> Result<gpu::AdapterLimits> {
-        pollster::block_on(gpu::measure(self.need_gpu("Engine::measure_limits_blocking")?))
+        gpu::measure(self.need_gpu("Engine::measure_limits_blocking")?)
     }
 
     /// The device and why it was chosen.
@@ -285,17 +275,17 @@ impl Engine {
             Device::Cpu => Model::Cpu(CpuLstm::new(weights, self.inner.precision)),
             Device::Reference => Model::Reference(weights.clone()),
         };
-        #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
-        let alternative = self.inner.costs.zip(self.context()).map(|(costs, context)| {
-            let cpu = CpuLstm::new(weights, self.inner.precision);
-            Alternative::new(cpu, weights.spec(), context.limits.wide, costs)
-        });
+        #[cfg(feature = "gpu")]
+        let alternative =
+            self.inner.costs.zip(self.context()).and_then(|(costs, context)| {
+                Alternative::new(weights, self.inner.precision, context.limits.wide, costs)
+            });
         Ok(Lstm {
             inner: Arc::new(LstmInner {
                 engine: self.clone(),
                 spec: weights.spec().clone(),
                 model,
-                #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+                #[cfg(feature = "gpu")]
                 alternative,
             }),
         })
@@ -319,9 +309,29 @@ impl Engine {
     }
 }
 
-fn open_cpu(reason: String) -> Result<(Device, DeviceReport)> {
+/// What [`Engine::new`] makes an engine of.
+struct Opened {
+    device: Device,
+    report: DeviceReport,
+    /// Of a GPU that the CPU backend stands in for where it is faster.
+    #[cfg(feature = "gpu")]
+    costs: Option<Costs>,
+}
+
+impl Opened {
+    fn new(device: Device, report: DeviceReport) -> Self {
+        Self {
+            device,
+            report,
+            #[cfg(feature = "gpu")]
+            costs: None,
+        }
+    }
+}
+
+fn open_cpu(reason: String) -> Result<Opened> {
     #[cfg(feature = "cpu")]
-    return Ok((
+    return Ok(Opened::new(
         Device::Cpu,
         DeviceReport {
             kind: BackendKind::Cpu,
@@ -336,7 +346,7 @@ fn open_cpu(reason: String) -> Result<(Device, DeviceReport)> {
 }
 
 #[cfg(not(feature = "gpu"))]
-async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
+async fn open_gpu(options: &EngineOptions) -> Result<Opened> {
     match &options.device {
         DeviceChoice::Auto => open_cpu("the crate was built without the feature `gpu`".into()),
         other => bail!(Unsupported, "device {other}: the GPU path was not built in; enable the feature `gpu`"),
@@ -354,24 +364,39 @@ fn gpu_report(adapter: AdapterReport, reason: String, context: &Context) -> Devi
     }
 }
 
+/// Opens one adapter; under `auto` with the costs that decide between it and the CPU backend.
+#[cfg(feature = "gpu")]
+async fn open_adapter(listed: &gpu::Listed, reason: String, options: &EngineOptions) -> Result<Opened> {
+    if let Some(why) = &listed.report.unusable {
+        return Err(Error::new(ErrorKind::DeviceLimit, why.clone()));
+    }
+    let context = Arc::new(Context::open(&listed.adapter, options).await?);
+    let mut report = gpu_report(listed.report.clone(), reason, &context);
+    let costs = match options.device {
+        DeviceChoice::Auto => auto::costs(&context, &report, options).await?,
+        _ => None,
+    };
+    if costs.is_some() {
+        report.reason += "; each run takes it or the CPU backend, whichever is estimated to be faster";
+    }
+    Ok(Opened { device: Device::Gpu(context), report, costs })
+}
+
 /// Tries the adapters that the choice allows, in order of preference.
 #[cfg(feature = "gpu")]
-async fn open_gpu(options: &EngineOptions) -> Result<(Device, DeviceReport)> {
+async fn open_gpu(options: &EngineOptions) -> Result<Opened> {
     let adapters = gpu::list().await;
     let reports: Vec<AdapterReport> = adapters.iter().map(|l| l.report.clone()).collect();
     let candidates = candidates(&options.device, &reports)?;
     let mut failures = Vec::new();
     for (index, reason) in candidates {
         let listed = &adapters[index];
-        let opened = match &listed.report.unusable {
-            Some(why) => Err(Error::new(ErrorKind::DeviceLimit, why.clone())),
-            None => Context::open(&listed.adapter, options).await,
-        };
-        match opened {
-            Ok(context) => {
-                let reason = if failures.is_empty() { reason } else { format!("{reason}; {}", failures.join("; ")) };
-                let report = gpu_report(listed.report.clone(), reason, &context);
-                return Ok((Device::Gpu(Arc::new(context)), report));
+        match open_adapter(listed, reason, options).await {
+            Ok(mut opened) => {
+                for failure in failures {
+                    opened.report.reason += &format!("; {failure}");
+                }
+                return Ok(opened);
             }
             Err(e) if options.device == DeviceChoice::Auto => {
                 failures.push(format!("gpu:{index} {} was refused: {e}", listed.report.name));
@@ -448,7 +473,7 @@ struct LstmInner {
     spec: LstmSpec,
     model: Model,
     /// Under `auto` with a GPU.
-    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    #[cfg(feature = "gpu")]
     alternative: Option<Alternative>,
 }
 
@@ -483,7 +508,7 @@ impl Lstm {
     /// Which device would run a batch, and the estimates that say so; `None` unless the engine was opened with
     /// [`DeviceChoice::Auto`] and found a GPU. The same model and lengths have the same choice as long as the process
     /// lives. The devices agree within the tolerance of docs/numerics.md; who needs the same bits for every shape names one.
-    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+    #[cfg(feature = "gpu")]
     pub fn choice(&self, batch: &SequenceBatch<'_>) -> Option<Choice> {
         self.inner.alternative.as_ref().map(|alternative| alternative.choose(batch))
     }
@@ -573,18 +598,15 @@ impl Lstm {
     pub fn explain(&self, batch: &SequenceBatch<'_>) -> Result<String> {
         batch.validate(&self.inner.spec)?;
         let device = &self.inner.engine.inner.report;
-        #[cfg_attr(
-            not(all(feature = "gpu", feature = "cpu", not(target_family = "wasm"))),
-            allow(unused_mut, reason = "there is nothing to choose from")
-        )]
-        let mut heading = format!("device: {}: {}\n", device.name, device.reason);
+        let heading = format!("device: {}: {}\n", device.name, device.reason);
         if batch.num_valid_rows() == 0 {
             return Ok(format!("{heading}no valid row: nothing runs, the final state is the initial state\n"));
         }
-        #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
-        if let Some(choice) = self.choice(batch) {
-            heading += &format!("auto: {choice}\n");
-        }
+        #[cfg(feature = "gpu")]
+        let heading = match self.choice(batch) {
+            Some(choice) => format!("{heading}auto: {choice}\n"),
+            None => heading,
+        };
         #[cfg(feature = "gpu")]
         if let Some(model) = self.gpu_for(batch) {
             return Ok(heading + &model.explain(&Job::of(batch))?);
@@ -638,12 +660,11 @@ impl Lstm {
         let rows = Outputs { sequence: SequenceOutput::All, ..wanted };
         let whole = if wanted.sequence.is_pooled() { &batch.clone().outputs(rows) } else { batch };
         let mut output = match &self.inner.model {
-            #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
-            Model::Gpu(_) if self.inner.alternative.is_some() => {
-                self.inner.alternative.as_ref().expect("just checked").cpu.run(whole)?
-            }
             #[cfg(feature = "gpu")]
-            Model::Gpu(_) => bail!(Unsupported, "the model is on a GPU alone"),
+            Model::Gpu(_) => match &self.inner.alternative {
+                Some(alternative) => alternative.run_on_cpu(whole)?,
+                None => bail!(Unsupported, "the model is on a GPU alone"),
+            },
             #[cfg(feature = "cpu")]
             Model::Cpu(model) => model.run(whole)?,
             Model::Reference(weights) => reference::run::<f32>(weights, whole)?.into_batch_output(),
@@ -658,27 +679,14 @@ impl Lstm {
     /// The model on a GPU, unless the CPU backend is to run this batch.
     #[cfg(feature = "gpu")]
     pub(crate) fn gpu_for(&self, batch: &SequenceBatch<'_>) -> Option<&GpuLstm> {
-        #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
-        if self.choice(batch).is_some_and(|choice| choice.kind == BackendKind::Cpu) {
-            return None;
-        }
-        #[cfg(not(all(feature = "cpu", not(target_family = "wasm"))))]
-        let _ = batch;
-        self.gpu()
+        self.gpu().filter(|_| self.choice(batch).is_none_or(|choice| choice.kind == BackendKind::Gpu))
     }
 
     /// The model on a GPU, unless the CPU backend is to run pushes to so many slots.
     #[cfg(feature = "gpu")]
     pub(crate) fn gpu_for_stream(&self, num_slots: usize) -> Option<&GpuLstm> {
-        #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
-        if let Some(alternative) = &self.inner.alternative
-            && alternative.choose_for_stream(num_slots).kind == BackendKind::Cpu
-        {
-            return None;
-        }
-        #[cfg(not(all(feature = "cpu", not(target_family = "wasm"))))]
-        let _ = num_slots;
-        self.gpu()
+        let choice = self.inner.alternative.as_ref().map(|alternative| alternative.choose_for_stream(num_slots));
+        self.gpu().filter(|_| choice.is_none_or(|choice| choice.kind == BackendKind::Gpu))
     }
 
     #[cfg(feature = "gpu")]

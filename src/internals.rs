@@ -67,11 +67,8 @@ mod gpu_internals {
 
     /// An engine as `auto` opens it, on the adapter that `options` names, software adapters included; with measured costs
     /// unless some are given.
-    #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
     pub fn open_auto(options: &crate::EngineOptions, costs: Option<crate::Costs>) -> Result<Engine> {
-        let mut engine = Engine::open_blocking(options.clone())?;
-        pollster::block_on(engine.choose_per_batch(options, costs))?;
-        Ok(engine)
+        pollster::block_on(Engine::open_auto(options, costs))
     }
 
     /// The number of pipelines that the engine has compiled.

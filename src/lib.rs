@@ -28,7 +28,7 @@ mod pack;
 mod plan;
 #[cfg(feature = "gpu")]
 mod gpu;
-#[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+#[cfg(feature = "gpu")]
 mod auto;
 mod engine;
 mod many;
@@ -39,7 +39,7 @@ pub mod onnx;
 pub mod internals;
 
 pub use activation::Activation;
-#[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
+#[cfg(feature = "gpu")]
 pub use auto::{Choice, Costs, CpuCosts, GpuCosts};
 pub use batch::{BatchOutput, Layout, Outputs, SequenceBatch, SequenceOutput};
 pub use cell::{CellSpec, GruActivations, GruCell, LstmActivations, LstmCell, RnnCell};

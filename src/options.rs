@@ -9,7 +9,8 @@ use crate::error::{Error, Result, bail};
 /// name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// A hardware GPU, discrete before integrated, otherwise the CPU backend; never a software adapter.
+    /// A hardware GPU, discrete before integrated, and the CPU backend: each batch runs on the one that is estimated to be
+    /// faster ([`Lstm::choice`](crate::Lstm::choice)). Without a GPU the CPU backend; never a software adapter.
     #[default]
     Auto,
     /// The best adapter there is, a software one where there is no other.

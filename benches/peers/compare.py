@@ -298,10 +298,11 @@ def print_table(record):
             ours = rows.get(peers[0], {})
             cells = [milliseconds(ours["median"]) if "median" in ours else "failed"]
             for peer in peers[1:]:
-                row = rows.get(peer, {"failed": "not run"})
-                if "failed" in row or "rounds" not in ours:
-                    failed = row.get("failed", "–")
-                    cells.append("wrong numbers" if failed.startswith("wrong") else "refused" if "failed" in row else "–")
+                row = rows.get(peer, {})
+                if "failed" in row:
+                    cells.append("wrong numbers" if row["failed"].startswith("wrong") else "failed")
+                elif "rounds" not in row or "rounds" not in ours:
+                    cells.append("–")
                 else:
                     cells.append("{:.2f} ({})".format(*ratio(ours, row)))
             print(f"| {case} | " + " | ".join(cells) + " |")

@@ -41,7 +41,7 @@ struct Step {
     column_end: u32,
     weight_first: u32,
     weight_columns: u32,
-    // For a kernel that takes many timesteps: how many, where the record of the first lies in the buffer of uniforms, and
+    // For a kernel that takes many timesteps: how many, where the record of the first lies in the bound window of uniforms, and
     // from one record to the next; in words.
     num_steps: u32,
     record_first: u32,

@@ -9,7 +9,7 @@ use crate::batch::{Layout, Outputs, SequenceBatch, SequenceOutput};
 use crate::cpu::CpuLstm;
 use crate::error::Result;
 use crate::gpu::{Context, GpuLstm, Job, Waiting};
-use crate::options::Precision;
+use crate::options::{DeviceReport, EngineOptions, Precision};
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
 
@@ -18,67 +18,66 @@ const RUNS: usize = 3;
 /// A rate that is too high to be measured.
 const UNMEASURABLE: f64 = 1e15;
 const F32: f64 = 4.0;
+/// The width of an input whose projection does not count.
+const NARROW: usize = 4;
 /// Values that are copied to the device and back.
 const COPIED: usize = 1 << 19;
 
-/// The factors of `context` and the CPU backend, measured unless they are known; `key` names the adapter and the options.
-pub(crate) async fn costs(context: &Arc<Context>, precision: Precision, key: String) -> Result<Costs> {
-    static KNOWN: OnceLock<Mutex<HashMap<String, GpuCosts>>> = OnceLock::new();
-    let known = KNOWN.get_or_init(Mutex::default);
-    let found = known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-    let gpu = match found {
-        Some(gpu) => gpu,
-        None => {
-            let gpu = gpu_costs(context, precision).await?;
-            known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, gpu);
-            gpu
-        }
-    };
-    Ok(Costs { gpu, cpu: cpu_costs(precision) })
+/// The factors of `context` and the CPU backend, measured unless they are known for this adapter and these options.
+pub(super) async fn costs(context: &Arc<Context>, report: &DeviceReport, options: &EngineOptions) -> Result<Costs> {
+    static KNOWN: OnceLock<Mutex<HashMap<String, Costs>>> = OnceLock::new();
+    let known = || KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let EngineOptions { limits, tuning, precision, .. } = options;
+    let key = format!("{:?} {limits:?} {tuning:?} {precision:?}", report.adapter);
+    if let Some(costs) = known().get(&key) {
+        return Ok(*costs);
+    }
+    let measured = Costs { gpu: gpu_costs(context, *precision).await?, cpu: cpu_costs(*precision)? };
+    // Two threads may both measure; one result is kept, so that both choose alike.
+    Ok(*known().entry(key).or_insert(measured))
 }
 
-fn cpu_costs(precision: Precision) -> CpuCosts {
-    static KNOWN: [OnceLock<CpuCosts>; 2] = [OnceLock::new(), OnceLock::new()];
-    let known = match precision {
-        Precision::F32 => &KNOWN[0],
-        Precision::F16Weights => &KNOWN[1],
-    };
-    *known.get_or_init(|| {
-        let time = |hidden_size: usize, batch_size: usize, lengths: [usize; 2]| {
-            let model = CpuLstm::new(&weights(4, hidden_size), precision);
-            lengths.map(|length| {
-                let input = vec![0.1; batch_size * length * 4];
-                shortest(|| {
-                    let batch = probe(&input, batch_size, length, 4);
-                    model.run(&batch).map(drop).expect("the CPU backend runs every valid batch");
-                })
-            })
+/// Seconds of a timestep, from the times of runs of one and of so many more.
+fn of_steps(times: [f64; 2], more: usize) -> f64 {
+    ((times[1] - times[0]) / more as f64).max(1e-9)
+}
+
+fn cpu_costs(precision: Precision) -> Result<CpuCosts> {
+    let times = |hidden_size: usize, batch_size: usize, more: usize| -> Result<[f64; 2]> {
+        let model = CpuLstm::new(&weights(NARROW, hidden_size, precision)?, precision);
+        let time = |seq_len: usize| {
+            let input = vec![0.1; batch_size * seq_len * NARROW];
+            let batch = probe(&input, batch_size, seq_len, NARROW)?;
+            let mut shortest = Shortest::default();
+            while shortest.wants_more() {
+                let start = Instant::now();
+                model.run(&batch)?;
+                shortest.note(start);
+            }
+            Ok(shortest.seconds)
         };
-        let per_step =
-            |times: [f64; 2], lengths: [usize; 2]| ((times[1] - times[0]) / (lengths[1] - lengths[0]) as f64).max(1e-9);
-        let tiny = time(16, 1, [1, 65]);
-        let near = per_step(time(128, 1, [1, 65]), [1, 65]);
-        let far = per_step(time(512, 1, [1, 17]), [1, 17]);
-        let busy = per_step(time(256, 32, [1, 9]), [1, 9]);
-        let step = per_step(tiny, [1, 65]);
-        let rate = |hidden_size: usize, seconds: f64| step_bytes(hidden_size) / (seconds - step).max(seconds / 4.0);
-        CpuCosts {
-            run: (tiny[0] - step).max(0.0),
-            step,
-            bytes_per_second: [rate(128, near), rate(512, far)],
-            flops: 32.0 * step_bytes(256) / 2.0 / busy,
-        }
+        Ok([time(1)?, time(1 + more)?])
+    };
+    let tiny = times(16, 1, 64)?;
+    let step = of_steps(tiny, 64);
+    let near = of_steps(times(128, 1, 64)?, 64);
+    let far = of_steps(times(512, 1, 16)?, 16);
+    let busy = of_steps(times(256, 32, 8)?, 8);
+    let rate = |hidden_size: usize, seconds: f64| step_bytes(hidden_size) / (seconds - step).max(seconds / 4.0);
+    Ok(CpuCosts {
+        run: (tiny[0] - step).max(0.0),
+        step,
+        bytes_per_second: [rate(128, near), rate(512, far)],
+        flops: 32.0 * step_bytes(256) / 2.0 / busy,
     })
 }
 
 async fn gpu_costs(context: &Arc<Context>, precision: Precision) -> Result<GpuCosts> {
-    let narrow = 4;
-    let tiny = Probe::new(context, precision, narrow, 64).await?;
-    let near = Probe::new(context, precision, narrow, 128).await?;
-    let far = Probe::new(context, precision, narrow, 512).await?;
+    let tiny = Probe::new(context, precision, NARROW, 64).await?;
+    let near = Probe::new(context, precision, NARROW, 128).await?;
+    let far = Probe::new(context, precision, NARROW, 512).await?;
     let wide = Probe::new(context, precision, 512, 512).await?;
 
-    let of_steps = |times: [f64; 2], steps: usize| ((times[1] - times[0]) / steps as f64).max(1e-9);
     let sequence_step = of_steps([tiny.seconds(1, 1).await?, tiny.seconds(1, 65).await?], 64);
     let one = near.seconds(1, 1).await?;
     let near = of_steps([one, near.seconds(1, 65).await?], 64);
@@ -92,7 +91,7 @@ async fn gpu_costs(context: &Arc<Context>, precision: Precision) -> Result<GpuCo
     let dispatch = (near - step_bytes(128) / bytes_per_second).max(near / 4.0);
     let (upload, download) = copies(context).await?;
     // What a wider input adds: its product, and bringing it there.
-    let added = (512 - narrow) as f64 * 64.0 * 5.0;
+    let added = (512 - NARROW) as f64 * 64.0 * 5.0;
     let product = projected - many - F32 * added / upload;
     Ok(GpuCosts {
         run: (one - 2.0 * dispatch).max(one / 4.0),
@@ -116,28 +115,39 @@ fn step_bytes(hidden_size: usize) -> f64 {
     F32 * 4.0 * (hidden_size * hidden_size) as f64
 }
 
-fn weights(input_size: usize, hidden_size: usize) -> LstmWeights {
-    let spec = LstmSpec::stack(input_size, hidden_size, 1).build().expect("the sizes are valid");
-    LstmWeights::random(&spec, 1)
+fn weights(input_size: usize, hidden_size: usize, precision: Precision) -> Result<LstmWeights> {
+    let weights = LstmWeights::random(&LstmSpec::stack(input_size, hidden_size, 1).build()?, 1);
+    match precision {
+        Precision::F32 => Ok(weights),
+        Precision::F16Weights => weights.rounded_to_f16(),
+    }
 }
 
 /// A batch that returns its final state alone.
-fn probe(input: &[f32], batch_size: usize, seq_len: usize, input_size: usize) -> SequenceBatch<'_> {
-    SequenceBatch::new(input, [batch_size, seq_len, input_size], Layout::BatchMajor)
-        .expect("the array has the size of its shape")
-        .outputs(Outputs { sequence: SequenceOutput::None, final_state: true, cells: false })
-        .check_finite(false)
+fn probe(input: &[f32], batch_size: usize, seq_len: usize, input_size: usize) -> Result<SequenceBatch<'_>> {
+    let batch = SequenceBatch::new(input, [batch_size, seq_len, input_size], Layout::BatchMajor)?;
+    Ok(batch.outputs(Outputs { sequence: SequenceOutput::None, final_state: true, cells: false }).check_finite(false))
 }
 
-/// After one run to warm up.
-fn shortest(mut run: impl FnMut()) -> f64 {
-    run();
-    let times = (0..RUNS).map(|_| {
-        let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64()
-    });
-    times.fold(f64::INFINITY, f64::min)
+/// The shortest of [`RUNS`] runs after one to warm up.
+#[derive(Default)]
+struct Shortest {
+    runs: usize,
+    seconds: f64,
+}
+
+impl Shortest {
+    fn wants_more(&self) -> bool {
+        self.runs <= RUNS
+    }
+
+    /// Takes note of a run that began at `start` and ends now.
+    fn note(&mut self, start: Instant) {
+        let seconds = start.elapsed().as_secs_f64();
+        // The first one warms up.
+        self.seconds = if self.runs <= 1 { seconds } else { self.seconds.min(seconds) };
+        self.runs += 1;
+    }
 }
 
 /// A model of one layer on the GPU.
@@ -148,26 +158,20 @@ struct Probe {
 
 impl Probe {
     async fn new(context: &Arc<Context>, precision: Precision, input_size: usize, hidden_size: usize) -> Result<Self> {
-        let mut weights = weights(input_size, hidden_size);
-        if precision == Precision::F16Weights {
-            weights = weights.rounded_to_f16()?;
-        }
+        let weights = weights(input_size, hidden_size, precision)?;
         Ok(Self { model: GpuLstm::load(context, &weights).await?, input_size })
     }
 
     async fn seconds(&self, batch_size: usize, seq_len: usize) -> Result<f64> {
         let input = vec![0.1; batch_size * seq_len * self.input_size];
-        let mut shortest = f64::INFINITY;
-        for run in 0..=RUNS {
-            let batch = probe(&input, batch_size, seq_len, self.input_size);
+        let batch = probe(&input, batch_size, seq_len, self.input_size)?;
+        let mut shortest = Shortest::default();
+        while shortest.wants_more() {
             let start = Instant::now();
             self.model.run(Job::of(&batch), Waiting::Blocking, &|_| ()).await?;
-            // The first one warms up.
-            if run > 0 {
-                shortest = shortest.min(start.elapsed().as_secs_f64());
-            }
+            shortest.note(start);
         }
-        Ok(shortest)
+        Ok(shortest.seconds)
     }
 }
 
@@ -175,15 +179,16 @@ impl Probe {
 async fn copies(context: &Arc<Context>) -> Result<(f64, f64)> {
     let values = vec![0.0; COPIED];
     let bytes = F32 * COPIED as f64;
-    let (mut both, mut back) = (f64::INFINITY, f64::INFINITY);
-    for _ in 0..=RUNS {
+    let (mut both, mut back) = (Shortest::default(), Shortest::default());
+    while both.wants_more() {
         let start = Instant::now();
         let tensor = context.upload(&values, &[COPIED])?;
         context.read_back(&tensor, Waiting::Blocking).await?;
-        both = both.min(start.elapsed().as_secs_f64());
+        both.note(start);
         let start = Instant::now();
         context.read_back(&tensor, Waiting::Blocking).await?;
-        back = back.min(start.elapsed().as_secs_f64());
+        back.note(start);
     }
+    let (both, back) = (both.seconds, back.seconds);
     Ok((rate(bytes, (both - back).max(both / 8.0)), rate(bytes, back)))
 }

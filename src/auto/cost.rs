@@ -126,7 +126,7 @@ pub struct CpuCosts {
     pub run: f64,
     /// Seconds of a timestep of a layer, whatever it computes.
     pub step: f64,
-    /// Bytes of weights per second that are read for one sequence: in a layer of 128 units, and of 512.
+    /// Bytes of weights per second that are read for one sequence, counted as f32: in a layer of 128 units, and of 512.
     pub bytes_per_second: [f64; 2],
     /// Floating-point operations per second for many sequences.
     pub flops: f64,
@@ -169,7 +169,7 @@ pub struct GpuCosts {
     pub run: f64,
     /// Seconds from one dependent dispatch to the next, recording included.
     pub dispatch: f64,
-    /// Bytes of weights per second that a timestep of few sequences reads.
+    /// Bytes of weights per second that a timestep of few sequences reads, counted as f32.
     pub bytes_per_second: f64,
     /// Floating-point operations per second of a timestep of many sequences.
     pub step_flops: f64,

@@ -6,20 +6,57 @@
 //! runs, so the same shape has the same bits as long as the process lives.
 //! Not here: which adapters are tried (`engine.rs`).
 
+#[cfg(all(feature = "cpu", not(target_family = "wasm")))]
 mod calibrate;
 mod cost;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::batch::{SequenceBatch, SequenceOutput};
-use crate::cpu::CpuLstm;
-use crate::options::BackendKind;
-use crate::spec::LstmSpec;
+use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
+use crate::error::Result;
+use crate::gpu::Context;
+use crate::options::{BackendKind, DeviceReport, EngineOptions, Precision};
+use crate::weights::LstmWeights;
 
-pub(crate) use calibrate::costs;
+#[cfg(feature = "cpu")]
+use crate::cpu::CpuLstm;
 pub use cost::{Costs, CpuCosts, GpuCosts};
 use cost::{Shape, Work};
+
+/// The costs of `context` and the CPU backend; `None` without one of them, or without a clock.
+///
+/// Blocks for some tens of timed runs the first time that an adapter is opened with such options.
+#[cfg_attr(
+    not(all(feature = "cpu", not(target_family = "wasm"))),
+    allow(unused_variables, reason = "there is nothing to choose from")
+)]
+pub(crate) async fn costs(
+    context: &Arc<Context>,
+    report: &DeviceReport,
+    options: &EngineOptions,
+) -> Result<Option<Costs>> {
+    #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
+    return calibrate::costs(context, report, options).await.map(Some);
+    #[cfg(not(all(feature = "cpu", not(target_family = "wasm"))))]
+    Ok(None)
+}
+
+/// Stands for the CPU backend where there is none.
+#[cfg(not(feature = "cpu"))]
+enum CpuLstm {}
+
+#[cfg(not(feature = "cpu"))]
+impl CpuLstm {
+    fn new(_: &LstmWeights, _: Precision) -> Option<Self> {
+        None
+    }
+
+    fn run(&self, _: &SequenceBatch<'_>) -> Result<BatchOutput> {
+        match *self {}
+    }
+}
 
 /// Which device runs a batch, and the times that decided it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,14 +82,23 @@ impl fmt::Display for Choice {
 
 /// What a model that is on a GPU has besides, under `auto`.
 pub(crate) struct Alternative {
-    pub(crate) cpu: CpuLstm,
+    cpu: CpuLstm,
     costs: Costs,
     work: Work,
 }
 
 impl Alternative {
-    pub(crate) fn new(cpu: CpuLstm, spec: &LstmSpec, many_lanes: bool, costs: Costs) -> Self {
-        Self { cpu, costs, work: Work::new(spec, many_lanes) }
+    /// `None` without the CPU backend.
+    pub(crate) fn new(weights: &LstmWeights, precision: Precision, many_lanes: bool, costs: Costs) -> Option<Self> {
+        let cpu = CpuLstm::new(weights, precision);
+        #[cfg(not(feature = "cpu"))]
+        let cpu = cpu?;
+        Some(Self { cpu, costs, work: Work::new(weights.spec(), many_lanes) })
+    }
+
+    /// Runs a validated batch on the CPU backend.
+    pub(crate) fn run_on_cpu(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
+        self.cpu.run(batch)
     }
 
     /// For a batch.

@@ -73,6 +73,11 @@ pub(crate) fn required_features(_adapter: &wgpu::Adapter) -> wgpu::Features {
     wgpu::Features::empty()
 }
 
+/// A new buffer, not mapped.
+pub(super) fn new_buffer(device: &wgpu::Device, label: &str, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false })
+}
+
 /// The features that the options ask for, as far as the adapter has them.
 fn wanted_features(adapter: &wgpu::Adapter, options: &EngineOptions) -> wgpu::Features {
     let wanted = if options.timestamps { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
@@ -141,8 +146,8 @@ impl Context {
                 Tuning::Adapter => device.adapter_info().device_type != wgpu::DeviceType::Cpu,
                 Tuning::ManyLanes => true,
                 Tuning::FewLanes => false,
-            } && LARGEST_WORKGROUP
-                <= has.max_compute_invocations_per_workgroup.min(has.max_compute_workgroup_size_x),
+            } && has.max_compute_invocations_per_workgroup.min(has.max_compute_workgroup_size_x)
+                >= LARGEST_WORKGROUP,
             halves: options.precision == Precision::F16Weights,
         };
         let mut storage_alignment = has.min_storage_buffer_offset_alignment;
@@ -157,12 +162,7 @@ impl Context {
         if let Some(bytes) = options.max_binding_bytes {
             limits.binding_bytes = limits.binding_bytes.min(bytes);
         }
-        let dummy = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("lstm.dummy"),
-            size: 512,
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
+        let dummy = new_buffer(&device, "lstm.dummy", 512, wgpu::BufferUsages::STORAGE);
         let mut context = Self {
             pipelines: Pipelines::new(&device),
             waiter: Waiter::new(device.clone(), faults.clone(), ownership),
@@ -252,12 +252,7 @@ impl Context {
     /// application's, or may be called later, when what was submitted has ended.
     fn is_alive(&self) -> bool {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let probe = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("lstm.probe"),
-            size: 4,
-            usage: wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        let probe = new_buffer(&self.device, "lstm.probe", 4, wgpu::BufferUsages::COPY_DST);
         self.queue.write_buffer(&probe, 0, &[0; 4]);
         now(scope.pop()).flatten().is_none()
     }
@@ -303,14 +298,7 @@ impl Context {
     fn take_or_create(&self, wanted: &Wanted) -> wgpu::Buffer {
         let size = size_class(wanted.size_bytes).min(self.limits.buffer_bytes).max(wanted.size_bytes);
         let pooled = self.lock_pool().take(size, wanted.usage);
-        let buffer = pooled.unwrap_or_else(|| {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(&wanted.label),
-                size,
-                usage: wanted.usage,
-                mapped_at_creation: false,
-            })
-        });
+        let buffer = pooled.unwrap_or_else(|| new_buffer(&self.device, &wanted.label, size, wanted.usage));
         let poison = self.poison.load(Ordering::Relaxed);
         if poison != 0 && wanted.usage.contains(wgpu::BufferUsages::STORAGE) {
             let words = vec![poison; (size / 4) as usize];

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::device::Context;
+use super::device::{Context, new_buffer};
 use super::job::{CallerBuffers, CallerRange, Job};
 use super::model::GpuLstm;
 use super::run::mapped_bytes;
@@ -271,8 +271,7 @@ impl Context {
         };
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let label = format!("lstm.{name}");
-        let descriptor = wgpu::BufferDescriptor { label: Some(&label), size, usage, mapped_at_creation: false };
-        let buffer = self.guarded_now("allocating", || self.device.create_buffer(&descriptor))?;
+        let buffer = self.guarded_now("allocating", || new_buffer(&self.device, &label, size, usage))?;
         Ok(GpuTensor { buffer, offset_bytes: 0, shape: shape.to_vec() })
     }
 
@@ -287,12 +286,8 @@ impl Context {
         self.faults.check()?;
         let (staging, index, signal) = self
             .guarded("reading back", || {
-                let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("lstm.staging"),
-                    size: tensor.size_bytes(),
-                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                });
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                let staging = new_buffer(&self.device, "lstm.staging", tensor.size_bytes(), usage);
                 let mut encoder = self.device.create_command_encoder(&Default::default());
                 encoder.copy_buffer_to_buffer(&tensor.buffer, tensor.offset_bytes, &staging, 0, tensor.size_bytes());
                 let index = self.queue.submit([encoder.finish()]);

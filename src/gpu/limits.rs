@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::device::Context;
+use super::device::{Context, new_buffer};
 use super::wait::{Waiting, map};
 use crate::error::Result;
 use crate::kernels::params::MeasureParams;
@@ -12,7 +12,7 @@ use crate::kernels::{CellCode, Kernel, KernelId};
 const FLOPS: f64 = 64.0;
 const INVOCATIONS: f64 = 64.0;
 const ITERATIONS: u32 = 512;
-/// Values that a dispatch reads and writes.
+/// Values that a dispatch reads, and that it writes.
 const NUM_VALUES: u32 = 1024;
 /// What is copied at a time, if the device allows so much.
 const COPIED_BYTES: u64 = 64 << 20;
@@ -56,8 +56,8 @@ struct Bench<'a> {
 }
 
 /// Measures for about a second on a software adapter, less on a GPU.
-pub(crate) async fn measure(context: &Context) -> Result<AdapterLimits> {
-    let bench = Bench::new(context).await?;
+pub(crate) fn measure(context: &Context) -> Result<AdapterLimits> {
+    let bench = Bench::new(context)?;
     let chain = |count| Work::Dispatches { count, workgroups: 1, iterations: 0 };
     let submit = bench.shortest(chain(1))?;
     let gap = (bench.shortest(chain(CHAIN + 1))? - submit) / f64::from(CHAIN);
@@ -92,7 +92,7 @@ pub(crate) async fn measure(context: &Context) -> Result<AdapterLimits> {
 }
 
 impl<'a> Bench<'a> {
-    async fn new(context: &'a Context) -> Result<Self> {
+    fn new(context: &'a Context) -> Result<Self> {
         let id = KernelId {
             kernel: Kernel::Measure,
             cell: CellCode::default(),
@@ -101,34 +101,25 @@ impl<'a> Bench<'a> {
             slices: 1,
             halves: false,
         };
-        let pipeline = context.pipeline(id).await?;
+        let pipeline = context.pipeline_now(id)?;
         let size = COPIED_BYTES.min(context.limits.buffer_bytes).min(context.limits.budget_bytes / 4) / 4 * 4;
-        context
-            .guarded("measuring", || {
-                use wgpu::BufferUsages as U;
-                let buffer = |label, size, usage| {
-                    context.device.create_buffer(&wgpu::BufferDescriptor {
-                        label: Some(label),
-                        size,
-                        usage,
-                        mapped_at_creation: false,
-                    })
-                };
-                let params = buffer("lstm.measure.params", 16, U::UNIFORM | U::COPY_DST);
-                let values = buffer("lstm.measure.values", 4 * u64::from(NUM_VALUES), U::STORAGE | U::COPY_SRC);
-                let bind_group = context.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some("lstm.measure"),
-                    layout: context.pipelines.bind_group_layout(Kernel::Measure),
-                    entries: &[
-                        wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() },
-                        wgpu::BindGroupEntry { binding: 1, resource: values.as_entire_binding() },
-                    ],
-                });
-                let copied = ["from", "to"].map(|_| buffer("lstm.measure.copied", size, U::COPY_SRC | U::COPY_DST));
-                let staging = buffer("lstm.measure.staging", 4, U::MAP_READ | U::COPY_DST);
-                Self { context, pipeline, params, bind_group, copied, staging, values }
-            })
-            .await
+        context.guarded_now("measuring", || {
+            use wgpu::BufferUsages as U;
+            let buffer = |label, size, usage| new_buffer(&context.device, label, size, usage);
+            let params = buffer("lstm.measure.params", 16, U::UNIFORM | U::COPY_DST);
+            let values = buffer("lstm.measure.values", 2 * 4 * u64::from(NUM_VALUES), U::STORAGE | U::COPY_SRC);
+            let bind_group = context.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("lstm.measure"),
+                layout: context.pipelines.bind_group_layout(Kernel::Measure),
+                entries: &[
+                    wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() },
+                    wgpu::BindGroupEntry { binding: 1, resource: values.as_entire_binding() },
+                ],
+            });
+            let copied = ["from", "to"].map(|_| buffer("lstm.measure.copied", size, U::COPY_SRC | U::COPY_DST));
+            let staging = buffer("lstm.measure.staging", 4, U::MAP_READ | U::COPY_DST);
+            Self { context, pipeline, params, bind_group, copied, staging, values }
+        })
     }
 
     /// The shortest of some runs, after one to warm up, in seconds.

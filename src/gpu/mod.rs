@@ -21,7 +21,7 @@ mod timestamps;
 mod trip;
 mod wait;
 
-pub(crate) use adapters::{list, report};
+pub(crate) use adapters::{Listed, list, report};
 pub(crate) use device::{Context, required_features, required_limits};
 pub use interop::{GpuBatch, GpuOutput, GpuTensor};
 pub(crate) use job::Job;

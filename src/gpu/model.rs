@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::device::Context;
+use super::device::{Context, new_buffer};
 use crate::error::{Result, bail};
 use crate::kernels::{KernelId, ModelPart, padded};
 use crate::pack::pack_layer;
@@ -57,12 +57,10 @@ impl GpuLstm {
                         let ranges = (0..layout.num_ranges(part)).map(|i| {
                             let bytes = layout.range_bytes(part, i);
                             let content = &packed.part(part)[(bytes.start / 4) as usize..(bytes.end / 4) as usize];
-                            let buffer = context.device.create_buffer(&wgpu::BufferDescriptor {
-                                label: Some(&format!("lstm.{}.l{l}", part.name())),
-                                size: layout.on_device(part, 0..bytes.end - bytes.start).end,
-                                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-                                mapped_at_creation: false,
-                            });
+                            let size = layout.on_device(part, 0..bytes.end - bytes.start).end;
+                            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+                            let buffer =
+                                new_buffer(&context.device, &format!("lstm.{}.l{l}", part.name()), size, usage);
                             if layout.is_halved(part) {
                                 let halves: Vec<f16> = content.iter().map(|&w| f16::from_f32(w)).collect();
                                 context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&halves));

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
 
-use super::device::{Scratch, Wanted};
+use super::device::{Scratch, Wanted, new_buffer};
 use super::job::{CallerRange, Job, SlotsOf};
 use super::model::GpuLstm;
 use super::timestamps::{self, Timestamps};
@@ -330,12 +330,8 @@ impl<'a> Resources<'a> {
             .staging_bytes
             .iter()
             .map(|&size| {
-                context.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("lstm.staging"),
-                    size,
-                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                new_buffer(&context.device, "lstm.staging", size, usage)
             })
             .collect();
         for read in &submit.reads {

@@ -1,6 +1,6 @@
 //! The test that an adapter must pass when it is opened; see `shaders/self_test.wgsl`.
 
-use super::device::Context;
+use super::device::{Context, new_buffer};
 use super::wait::{Waiting, map};
 use crate::error::{Result, bail};
 use crate::kernels::params::SelfTestParams;
@@ -26,14 +26,7 @@ pub(crate) async fn run(context: &Context) -> Result<Option<u32>> {
         SelfTestParams { num_probes: n as u32, long_loop: LONG_LOOP, outer_loop: NESTED.0, inner_loop: NESTED.1 };
     let (staging, index) = context
         .guarded("self-test", || {
-            let buffer = |label, size, usage| {
-                context.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some(label),
-                    size,
-                    usage,
-                    mapped_at_creation: false,
-                })
-            };
+            let buffer = |label, size, usage| new_buffer(&context.device, label, size, usage);
             use wgpu::BufferUsages as U;
             let uniform = buffer("lstm.self_test.params", 16, U::UNIFORM | U::COPY_DST);
             let probes = buffer("lstm.self_test.probes", n * 4, U::STORAGE | U::COPY_DST);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::device::Context;
+use super::device::{Context, new_buffer};
 use super::interop::GpuTensor;
 use super::job::{CallerBuffers, CallerRange, Job, SlotsOf};
 use super::model::GpuLstm;
@@ -53,12 +53,8 @@ impl GpuSlots {
             );
         }
         let create = |label, size| {
-            context.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+            new_buffer(&context.device, label, size, usage)
         };
         let (buffer, spare) = context.guarded_now("allocating slots", || {
             (create("lstm.slots", num_slots as u64 * row_bytes), create("lstm.slots.spare", row_bytes))

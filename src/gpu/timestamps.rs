@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::device::new_buffer;
+
 /// Two points in time, before and after the pass of a submit.
 pub(super) struct Timestamps {
     set: wgpu::QuerySet,
@@ -28,16 +30,8 @@ impl Timestamps {
     /// Records that both are read, into a buffer that can be mapped.
     pub(super) fn read(&self, device: &wgpu::Device, encoder: &mut wgpu::CommandEncoder) -> wgpu::Buffer {
         use wgpu::BufferUsages as U;
-        let buffer = |label, usage| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: BYTES,
-                usage,
-                mapped_at_creation: false,
-            })
-        };
-        let resolved = buffer("lstm.timestamps", U::QUERY_RESOLVE | U::COPY_SRC);
-        let staging = buffer("lstm.staging", U::MAP_READ | U::COPY_DST);
+        let resolved = new_buffer(device, "lstm.timestamps", BYTES, U::QUERY_RESOLVE | U::COPY_SRC);
+        let staging = new_buffer(device, "lstm.staging", BYTES, U::MAP_READ | U::COPY_DST);
         encoder.resolve_query_set(&self.set, 0..2, &resolved, 0);
         encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, BYTES);
         staging

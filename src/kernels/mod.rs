@@ -538,6 +538,7 @@ impl KernelId {
             Kernel::InputProjectionSum => &[text::INPUT_PROJECTION, text::PLANES_SUM],
             Kernel::RecurrentStep => &[
                 text::RECURRENT_STEP,
+                text::UPDATE_UNIT,
                 text::CELL_LSTM,
                 text::C_IN_STATE,
                 text::NO_PEEPHOLES,
@@ -548,6 +549,7 @@ impl KernelId {
             ],
             Kernel::RecurrentStepProjected => &[
                 text::RECURRENT_STEP,
+                text::UPDATE_UNIT,
                 text::CELL_LSTM,
                 text::C_IN_STATE,
                 text::NO_PEEPHOLES,
@@ -557,6 +559,7 @@ impl KernelId {
             ],
             Kernel::PeepholeStep => &[
                 text::RECURRENT_STEP,
+                text::UPDATE_UNIT,
                 text::CELL_LSTM,
                 text::C_IN_STATE,
                 text::PEEPHOLES,
@@ -567,6 +570,7 @@ impl KernelId {
             ],
             Kernel::PeepholeStepProjected => &[
                 text::RECURRENT_STEP,
+                text::UPDATE_UNIT,
                 text::CELL_LSTM,
                 text::C_IN_STATE,
                 text::PEEPHOLES,
@@ -581,15 +585,27 @@ impl KernelId {
             Kernel::NormalizedCellProjected => &[text::NORMALIZED_CELL, text::EMIT_M, text::STORE_Y, text::STEP],
             Kernel::ProjectionStep => &[text::PROJECTION_STEP, text::NO_PROJECTION_BIAS, text::EMIT4, text::STEP],
             Kernel::ProjectionStepBias => &[text::PROJECTION_STEP, text::PROJECTION_BIAS, text::EMIT4, text::STEP],
-            Kernel::GruStep => {
-                &[text::RECURRENT_STEP, text::CELL_GRU, text::EMIT_H, text::EMIT_ROWS, text::STORE_Y, text::STEP]
-            }
+            Kernel::GruStep => &[
+                text::RECURRENT_STEP,
+                text::UPDATE_UNIT,
+                text::CELL_GRU,
+                text::EMIT_H,
+                text::EMIT_ROWS,
+                text::STORE_Y,
+                text::STEP,
+            ],
             Kernel::GruReset => &[text::GRU_RESET, text::STEP],
             Kernel::GruCandidate => &[text::GRU_CANDIDATE, text::EMIT4, text::STEP],
             Kernel::RnnStep => &[text::RNN_STEP, text::EMIT4, text::STEP],
-            Kernel::Sequence => {
-                &[text::SEQUENCE, text::CELL_LSTM, text::NO_PEEPHOLES, text::EMIT_ROWS, text::STORE_Y, text::STEP]
-            }
+            Kernel::Sequence => &[
+                text::SEQUENCE,
+                text::UPDATE_UNIT,
+                text::CELL_LSTM,
+                text::NO_PEEPHOLES,
+                text::EMIT_ROWS,
+                text::STORE_Y,
+                text::STEP,
+            ],
             Kernel::CopyRows => &[text::COPY_ROWS],
             Kernel::PoolRows => &[text::POOL_ROWS],
             Kernel::SelfTest => &[text::SELF_TEST, text::ACTIVATION],
@@ -679,6 +695,7 @@ mod text {
     pub(super) const EMIT4: &str = include_str!("../../shaders/lib/emit4.wgsl");
     pub(super) const EMIT_H: &str = include_str!("../../shaders/lib/emit_h.wgsl");
     pub(super) const EMIT_M: &str = include_str!("../../shaders/lib/emit_m.wgsl");
+    pub(super) const UPDATE_UNIT: &str = include_str!("../../shaders/lib/update_unit.wgsl");
     pub(super) const EMIT_ROWS: &str = include_str!("../../shaders/lib/emit_rows.wgsl");
     pub(super) const FUNCTIONS: &str = include_str!("../../shaders/lib/functions.wgsl");
     pub(super) const GATE_SUMS: &str = include_str!("../../shaders/gate_sums.wgsl");

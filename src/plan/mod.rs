@@ -10,6 +10,7 @@ mod explain;
 mod layers;
 mod planes;
 mod planner;
+mod sequence;
 pub mod tiles;
 
 use std::fmt::Write;

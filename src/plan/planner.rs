@@ -86,8 +86,8 @@ struct Group {
 pub(super) struct Planner<'a> {
     pub(super) request: &'a PlanRequest<'a>,
     pub(super) layers: &'a [LayerSpec],
-    layouts: Vec<LayerLayout>,
-    layer_kernels: Vec<LayerKernels>,
+    pub(super) layouts: Vec<LayerLayout>,
+    pub(super) layer_kernels: Vec<LayerKernels>,
     pub(super) schedule: Schedule,
     max_chunk_rows: usize,
     scratch: Vec<ScratchBuffer>,
@@ -598,14 +598,14 @@ impl<'a> Planner<'a> {
     }
 
     /// Floating-point operations of the sums of a kernel of layer `l` over some rows and columns.
-    fn flops(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
+    pub(super) fn flops(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
         let k = summed_part(kernel).map_or(0, |part| self.layouts[l].k(part));
         // A column is four sums of k products.
         8 * rows as u64 * columns as u64 * k as u64
     }
 
     /// Bytes that a kernel of layer `l` reads of its weights, each once.
-    fn weight_bytes(&self, l: usize, kernel: Kernel, columns: usize) -> u64 {
+    pub(super) fn weight_bytes(&self, l: usize, kernel: Kernel, columns: usize) -> u64 {
         let Some(part) = summed_part(kernel) else { return 0 };
         let layout = &self.layouts[l];
         let floats = 4 * F32 * columns as u64 * layout.k(part) as u64;
@@ -614,7 +614,7 @@ impl<'a> Planner<'a> {
 
     /// Bytes of the rows that a kernel of layer `l` reads and writes: what it sums over, the gates, and in a timestep the
     /// states before and after and the output.
-    fn row_bytes(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
+    pub(super) fn row_bytes(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
         let k = summed_part(kernel).map_or(0, |part| self.layouts[l].k(part));
         let of_column = if matches!(kernel, Kernel::InputProjection | Kernel::InputProjectionSum) { 4 } else { 8 };
         F32 * rows as u64 * (k + of_column * columns) as u64
@@ -868,94 +868,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether layer `l` runs many timesteps in a dispatch; the same for all its chunks.
-    fn takes_sequence(&self, l: usize) -> bool {
-        // The kernel reads the records of its timesteps as a storage buffer.
-        let chunk_steps = if self.request.recorded { usize::MAX } else { MAX_STEPS_PER_CHUNK };
-        let steps = self.schedule.num_steps().min(chunk_steps);
-        let records = 4 * self.request.spec.num_cells() * (steps + 16);
-        let most = self.request.limits.binding_bytes / u64::from(self.record_bytes());
-        records as u64 <= most && tiles::takes_sequence(&self.layouts[l], &self.request.limits, self.request.tiles)
-    }
-
-    /// The timesteps of a chunk in as few dispatches as the places of the output and the length of a dispatch allow.
-    fn plan_sequence(
-        &mut self,
-        chunk: &mut Chunk,
-        l: usize,
-        reverse: &[bool],
-        gates: BufferId,
-        stored: &Stored,
-        buffers: &LayerBuffers,
-    ) {
-        let hidden_size = self.layers[l].hidden_size;
-        let weights = self.layouts[l].range(ModelPart::WeightsHh, 0);
-        let most_steps = tiles::steps_within_loops(&self.layouts[l], &self.request.limits);
-        let mut run: Vec<Step> = Vec::new();
-        let (mut run_y, mut run_work) = (None, Moves::default());
-        for s in chunk.steps.clone() {
-            let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, stored, buffers);
-            let directions = reverse.len() as u64;
-            let flops = directions * self.flops(l, Kernel::Sequence, most_active, hidden_size);
-            let bytes = directions * self.row_bytes(l, Kernel::Sequence, most_active, hidden_size);
-            let full = run.len() == most_steps || run_work.flops + flops > self.request.dispatch_flops;
-            if !run.is_empty() && (full || run_y != Some(y)) {
-                self.push_sequence(chunk, l, reverse, gates, buffers, &run, run_y.expect("set with the run"), run_work);
-                (run, run_work) = (Vec::new(), Moves::default());
-            }
-            run.push(Step { weight_columns: weights.len() as u32, column_end: hidden_size as u32, ..step });
-            run_y = Some(y);
-            run_work = Moves { flops: run_work.flops + flops, bytes: run_work.bytes + bytes };
-        }
-        if let Some(y) = run_y {
-            self.push_sequence(chunk, l, reverse, gates, buffers, &run, y, run_work);
-        }
-    }
-
-    /// A dispatch of many timesteps.
-    #[allow(clippy::too_many_arguments, reason = "the parts of a dispatch, named at its two calls")]
-    fn push_sequence(
-        &mut self,
-        chunk: &mut Chunk,
-        l: usize,
-        reverse: &[bool],
-        gates: BufferId,
-        buffers: &LayerBuffers,
-        run: &[Step],
-        y: [BufferRange; 2],
-        Moves { flops, bytes }: Moves,
-    ) {
-        let hidden_size = self.layers[l].hidden_size;
-        let bytes = bytes + reverse.len() as u64 * self.weight_bytes(l, Kernel::Sequence, hidden_size);
-        let uniform = chunk.uniform_range(size_of::<Step>());
-        let record_words = chunk.record_bytes / F32 as u32;
-        let mut first = None;
-        for step in run {
-            let place = chunk.next_uniform();
-            let record = Step { num_steps: run.len() as u32, record_first: place / F32 as u32, record_words, ..*step };
-            first.get_or_insert(place);
-            chunk.push_uniform(bytemuck::bytes_of(&record));
-        }
-        let w_hh = BufferRange::from(BufferId::Model { layer: l, part: ModelPart::WeightsHh, range: 0 });
-        // One buffer for h, since it is read before the first timestep and written after the last.
-        let (h, state) = (buffers.h[0].into(), buffers.state.into());
-        let ranges = vec![uniform, gates.into(), w_hh, uniform.buffer.into(), h, state, y[0], y[1]];
-        let bind_group = self.bind_group(Kernel::Sequence, ranges);
-        let batch_size = self.schedule.batch_size();
-        let id = tiles::sequence(
-            self.layer_kernels[l].cell,
-            batch_size,
-            padded(self.layers[l].hidden_size),
-            &self.request.limits,
-        );
-        let workgroups = [(batch_size as u32).div_ceil(id.rows), 1, reverse.len() as u32];
-        let kernel = self.kernel(id);
-        let uniform_bytes = first.expect("a run has a timestep");
-        chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
-    }
-
     /// What timestep `s` of layer `l` needs to know, but for its columns.
-    fn step_record(
+    pub(super) fn step_record(
         &self,
         chunk: &Chunk,
         l: usize,
@@ -1092,8 +1006,8 @@ impl<'a> Planner<'a> {
             let bind_group = self.bind_group(kernel, ranges);
             let shape = Shape { rows: most_active, columns, k: sum_len(&self.layouts[l], kernel) };
             let id = self.tile(kernel, kernels.cell, shape);
-            let flops = reverse.len() as u64 * self.flops(l, kernel, most_active, run.columns.len());
             let directions = reverse.len() as u64;
+            let flops = directions * self.flops(l, kernel, most_active, run.columns.len());
             let bytes = directions
                 * (self.weight_bytes(l, kernel, run.columns.len())
                     + self.row_bytes(l, kernel, most_active, run.columns.len()));
@@ -1155,23 +1069,16 @@ struct ColumnRun {
     columns: Range<usize>,
 }
 
-/// What a dispatch of many timesteps computes, and the bytes of its rows.
-#[derive(Clone, Copy, Default)]
-struct Moves {
-    flops: u64,
-    bytes: u64,
-}
-
 /// A timestep of a layer.
-struct StepRecord {
-    step: Step,
+pub(super) struct StepRecord {
+    pub(super) step: Step,
     /// Where its output goes, forward and reverse.
-    y: [BufferRange; 2],
-    most_active: usize,
+    pub(super) y: [BufferRange; 2],
+    pub(super) most_active: usize,
 }
 
 /// Where a layer's output rows go.
-struct Stored {
+pub(super) struct Stored {
     planes: [Option<Plane>; 2],
     layout: RowLayout,
 }
@@ -1183,7 +1090,7 @@ pub(super) struct Chunk {
     /// Where this chunk's uniforms start in their buffer.
     uniforms_first: u64,
     uniform_bytes: Vec<u8>,
-    record_bytes: u32,
+    pub(super) record_bytes: u32,
     pub(super) steps: Range<usize>,
     /// Whether the row table has a place for every row (else for those of the chunk).
     pub(super) table_by_row: bool,
@@ -1210,7 +1117,7 @@ impl Chunk {
     }
 
     /// The dynamic offset of the next record.
-    fn next_uniform(&self) -> u32 {
+    pub(super) fn next_uniform(&self) -> u32 {
         (self.uniforms_first + self.uniform_bytes.len() as u64) as u32
     }
 

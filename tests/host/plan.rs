@@ -303,6 +303,10 @@ proptest! {
                     prop_assert_eq!(range.offset_bytes % 256, 0);
                     if let BufferId::Scratch(index) = range.buffer {
                         prop_assert!(range.offset_bytes + range.size_bytes <= plan.scratch[index].size_bytes);
+                        // Uniforms are reached by offset, or in windows.
+                        let all = plan.scratch[index].size_bytes - range.offset_bytes;
+                        let bound = if range.size_bytes == 0 { all } else { range.size_bytes };
+                        prop_assert!(bound <= limits.binding_bytes, "{bound} bytes are bound");
                         prop_assert!(plan.scratch[index].size_bytes <= limits.binding_bytes || plan.scratch[index].uniform);
                     }
                 }

@@ -54,7 +54,7 @@ struct Outcome {
 }
 
 pub(crate) fn demo(options: &DemoOptions) -> Result<()> {
-    let engine = Engine::open_blocking(EngineOptions::on(options.device.device.clone()))?;
+    let mut engine = Engine::open_blocking(EngineOptions::on(options.device.device.clone()))?;
     let device = engine.device().clone();
     let demo = Demo::read().map_err(|f| f.context("the data of the demo"))?;
     demo.introduce()?;
@@ -62,6 +62,12 @@ pub(crate) fn demo(options: &DemoOptions) -> Result<()> {
 
     say!("")?;
     say!("{}: {}", device.name, device.reason)?;
+    let choice = engine.load_blocking(&demo.weights)?.choice(&demo.batch()?);
+    if let (Some(choice), Some(adapter)) = (choice, &device.adapter) {
+        // Both are run, each by its name.
+        say!("auto: {choice}")?;
+        engine = Engine::open_blocking(EngineOptions::on(DeviceChoice::GpuIndex(adapter.index)))?;
+    }
     let chosen = demo.run(&engine, &exact)?;
     let opponent = if device.kind == BackendKind::Gpu {
         let engine = Engine::open_blocking(EngineOptions::on(DeviceChoice::Cpu))?;

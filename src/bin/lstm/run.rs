@@ -53,6 +53,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     if options.explain {
         // It begins with the device.
         say!("{}", lstm.explain(&batch)?.trim_end())?;
+    } else if let Some(choice) = lstm.choice(&batch) {
+        say_unless_quiet(format!("auto: {choice}"))?;
     }
     let start = Instant::now();
     let result = with_bar("running", options.quiet, |progress| lstm.run_with_progress(&batch, progress))?;

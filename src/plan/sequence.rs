@@ -1,0 +1,106 @@
+//! Layers that run many timesteps in one dispatch: which, and their dispatches.
+
+use super::planner::{Chunk, F32, LayerBuffers, Planner, StepRecord, Stored};
+use super::{BufferId, BufferRange, Dispatch, tiles};
+use crate::kernels::params::Step;
+use crate::kernels::{Kernel, ModelPart, padded};
+
+/// WebGPU's largest alignment of the offset of a binding.
+const ALIGNMENT: u64 = 256;
+
+/// What a dispatch of many timesteps computes, and the bytes of its rows.
+#[derive(Clone, Copy, Default)]
+struct RunWork {
+    flops: u64,
+    bytes: u64,
+}
+
+impl Planner<'_> {
+    /// Whether layer `l` runs many timesteps in a dispatch; the same for all its chunks.
+    pub(super) fn takes_sequence(&self, l: usize) -> bool {
+        tiles::takes_sequence(&self.layouts[l], &self.request.limits, self.request.tiles)
+    }
+
+    /// The timesteps of a chunk in as few dispatches as the places of the output and the length of a dispatch allow.
+    pub(super) fn plan_sequence(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        reverse: &[bool],
+        gates: BufferId,
+        stored: &Stored,
+        buffers: &LayerBuffers,
+    ) {
+        let hidden_size = self.layers[l].hidden_size;
+        let weights = self.layouts[l].range(ModelPart::WeightsHh, 0);
+        let by_binding = (self.request.limits.binding_bytes - ALIGNMENT) / u64::from(chunk.record_bytes);
+        let most_steps =
+            tiles::steps_within_loops(&self.layouts[l], &self.request.limits).min(by_binding as usize).max(1);
+        let mut run: Vec<Step> = Vec::new();
+        let (mut run_y, mut run_work) = (None, RunWork::default());
+        for s in chunk.steps.clone() {
+            let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, stored, buffers);
+            let directions = reverse.len() as u64;
+            let flops = directions * self.flops(l, Kernel::Sequence, most_active, hidden_size);
+            let bytes = directions * self.row_bytes(l, Kernel::Sequence, most_active, hidden_size);
+            let full = run.len() == most_steps || run_work.flops + flops > self.request.dispatch_flops;
+            if !run.is_empty() && (full || run_y != Some(y)) {
+                self.push_sequence(chunk, l, reverse, gates, buffers, &run, run_y.expect("set with the run"), run_work);
+                (run, run_work) = (Vec::new(), RunWork::default());
+            }
+            run.push(Step { weight_columns: weights.len() as u32, column_end: hidden_size as u32, ..step });
+            run_y = Some(y);
+            run_work = RunWork { flops: run_work.flops + flops, bytes: run_work.bytes + bytes };
+        }
+        if let Some(y) = run_y {
+            self.push_sequence(chunk, l, reverse, gates, buffers, &run, y, run_work);
+        }
+    }
+
+    /// A dispatch of many timesteps.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a dispatch, named at its two calls")]
+    fn push_sequence(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        reverse: &[bool],
+        gates: BufferId,
+        buffers: &LayerBuffers,
+        run: &[Step],
+        y: [BufferRange; 2],
+        RunWork { flops, bytes }: RunWork,
+    ) {
+        let hidden_size = self.layers[l].hidden_size;
+        let bytes = bytes + reverse.len() as u64 * self.weight_bytes(l, Kernel::Sequence, hidden_size);
+        let uniform = chunk.uniform_range(size_of::<Step>());
+        // The records are a uniform for the first timestep and a storage buffer for all.
+        let uniform_bytes = chunk.next_uniform();
+        let window_first = u64::from(uniform_bytes) / ALIGNMENT * ALIGNMENT;
+        let record_first = (u64::from(uniform_bytes) - window_first) / F32;
+        let record_words = chunk.record_bytes / F32 as u32;
+        for step in run {
+            let record = Step { num_steps: run.len() as u32, record_first: record_first as u32, record_words, ..*step };
+            chunk.push_uniform(bytemuck::bytes_of(&record));
+        }
+        let window = BufferRange {
+            buffer: uniform.buffer,
+            offset_bytes: window_first,
+            size_bytes: u64::from(chunk.next_uniform()) - window_first,
+        };
+        let w_hh = BufferRange::from(BufferId::Model { layer: l, part: ModelPart::WeightsHh, range: 0 });
+        // One buffer for h, since it is read before the first timestep and written after the last.
+        let (h, state) = (buffers.h[0].into(), buffers.state.into());
+        let ranges = vec![uniform, gates.into(), w_hh, window, h, state, y[0], y[1]];
+        let bind_group = self.bind_group(Kernel::Sequence, ranges);
+        let batch_size = self.schedule.batch_size();
+        let id = tiles::sequence(
+            self.layer_kernels[l].cell,
+            batch_size,
+            padded(self.layers[l].hidden_size),
+            &self.request.limits,
+        );
+        let workgroups = [(batch_size as u32).div_ceil(id.rows), 1, reverse.len() as u32];
+        let kernel = self.kernel(id);
+        chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
+    }
+}
