@@ -101,6 +101,15 @@ impl Tally {
         add(&self.gpu_nanoseconds, time.as_nanos() as u64);
     }
 
+    /// Forgets what a GPU did, which was to measure it.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn forget_measuring(&self) {
+        let counters = [&self.submits, &self.dispatches, &self.flops, &self.moved_bytes, &self.gpu_nanoseconds];
+        for counter in counters.into_iter().chain([&self.uploaded_bytes, &self.read_back_bytes]) {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Counts a submit.
     #[cfg(feature = "gpu")]
     pub(crate) fn submitted(&self) {

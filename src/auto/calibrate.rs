@@ -33,6 +33,7 @@ pub(super) async fn costs(context: &Arc<Context>, report: &DeviceReport, options
         return Ok(*costs);
     }
     let measured = Costs { gpu: gpu_costs(context, *precision).await?, cpu: cpu_costs(*precision)? };
+    context.tally.forget_measuring();
     // Two threads may both measure; one result is kept, so that both choose alike.
     Ok(*known().entry(key).or_insert(measured))
 }

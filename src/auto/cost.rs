@@ -268,6 +268,23 @@ mod tests {
     }
 
     #[test]
+    fn a_step_on_the_cpu_takes_the_longer_of_reading_and_arithmetic() {
+        let spec = LstmSpec::stack(64, 256, 1).build().unwrap();
+        let lengths: Vec<usize> = (1..40).collect();
+        let cpu = CpuCosts { flops: 20e9, ..COSTS.cpu };
+        // 4·H·H weights of 4 bytes, read at the rate for far ones; 2 operations each.
+        let weights: f64 = 4.0 * 256.0 * 256.0;
+        let (read, of_sequence) = (4.0 * weights / 30e9, 2.0 * weights / 20e9);
+        let active = |t: usize| lengths.iter().filter(|&&length| length > t).count() as f64;
+        let steps: Vec<f64> = (0..39).map(|t| read.max(of_sequence * active(t))).collect();
+        assert!(steps[0] > read && steps[38] == of_sequence.max(read), "both happen");
+        let rows = (1..40).sum::<usize>() as f64;
+        let expected = 2e-6 + 39.0 * 1e-6 + steps.iter().sum::<f64>() + 2.0 * 4.0 * 256.0 * 64.0 * rows / 20e9;
+        let found = cpu.seconds(&Work::new(&spec, true), &Shape::new(&lengths, 0, false, false));
+        assert!((found / expected - 1.0).abs() < 1e-9, "{found} for {expected}");
+    }
+
+    #[test]
     fn ragged_steps_are_summed_as_one_by_one() {
         let lengths = [7, 0, 3, 9, 3, 1];
         let shape = Shape::new(&lengths, 0, false, false);

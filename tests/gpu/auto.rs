@@ -119,8 +119,12 @@ fn measured(subject: &Subject) -> Result<(), Failed> {
             return Err(format!("{costs:?}").into());
         }
     }
-    if open_auto(&subject.options, None)?.costs() != Some(costs) {
-        return Err("the costs of an adapter were measured twice".into());
+    let again = open_auto(&subject.options, None)?;
+    if again.costs() != Some(costs) || again.counters().pipelines > 1 {
+        return Err(format!("measured once more: {:?}", again.counters()).into());
+    }
+    if auto.counters().dispatches != 0 || auto.counters().submits != 0 {
+        return Err(format!("measuring counts: {:?}", auto.counters()).into());
     }
     // A software adapter computes on the CPU with more in its way.
     if auto.device().adapter.as_ref().is_some_and(|adapter| adapter.is_software) {
