@@ -268,18 +268,22 @@ impl Engine {
                 &rounded
             }
         };
-        let model = match &self.inner.device {
-            #[cfg(feature = "gpu")]
-            Device::Gpu(context) => Model::Gpu(GpuLstm::load(context, weights).await?),
-            #[cfg(feature = "cpu")]
-            Device::Cpu => Model::Cpu(CpuLstm::new(weights, self.inner.precision)),
-            Device::Reference => Model::Reference(weights.clone()),
-        };
         #[cfg(feature = "gpu")]
         let alternative =
             self.inner.costs.zip(self.context()).and_then(|(costs, context)| {
                 Alternative::new(weights, self.inner.precision, context.limits.wide, costs)
             });
+        let model = match &self.inner.device {
+            #[cfg(feature = "gpu")]
+            Device::Gpu(context) => match GpuLstm::load(context, weights).await {
+                Ok(model) => Model::Gpu(model),
+                Err(e) if alternative.is_some() && e.is_for_size() => Model::NotOnGpu(e),
+                Err(e) => return Err(e),
+            },
+            #[cfg(feature = "cpu")]
+            Device::Cpu => Model::Cpu(CpuLstm::new(weights, self.inner.precision)),
+            Device::Reference => Model::Reference(weights.clone()),
+        };
         Ok(Lstm {
             inner: Arc::new(LstmInner {
                 engine: self.clone(),
@@ -480,6 +484,9 @@ struct LstmInner {
 enum Model {
     #[cfg(feature = "gpu")]
     Gpu(GpuLstm),
+    /// Under `auto`, and the weights do not fit the GPU, whose error this is: the alternative runs everything.
+    #[cfg(feature = "gpu")]
+    NotOnGpu(Error),
     #[cfg(feature = "cpu")]
     Cpu(CpuLstm),
     Reference(LstmWeights),
@@ -508,9 +515,20 @@ impl Lstm {
     /// Which device would run a batch, and the estimates that say so; `None` unless the engine was opened with
     /// [`DeviceChoice::Auto`] and found a GPU. The same model and lengths have the same choice as long as the process
     /// lives. The devices agree within the tolerance of docs/numerics.md; who needs the same bits for every shape names one.
+    ///
+    /// Where the GPU is estimated to be faster, this plans the batch to see whether it fits.
     #[cfg(feature = "gpu")]
     pub fn choice(&self, batch: &SequenceBatch<'_>) -> Option<Choice> {
-        self.inner.alternative.as_ref().map(|alternative| alternative.choose(batch))
+        let choice = self.inner.alternative.as_ref()?.choose(batch);
+        let plans = choice.kind == BackendKind::Gpu && batch.num_valid_rows() > 0;
+        let fits = match self.gpu() {
+            Some(model) if plans && batch.validate(self.spec()).is_ok() => {
+                model.plan(&Job::of(batch), false).err().is_none_or(|e| e.kind() != ErrorKind::DeviceLimit)
+            }
+            Some(_) => true,
+            None => false,
+        };
+        Some(if fits { choice } else { Choice { kind: BackendKind::Cpu, fits_gpu: false, ..choice } })
     }
 
     /// Runs one batch and returns what it asks for.
@@ -570,7 +588,10 @@ impl Lstm {
     #[cfg(feature = "gpu")]
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, batch: &GpuBatch) -> Result<GpuOutput> {
         self.inner.engine.need_gpu("Lstm::record")?;
-        let result = self.gpu().expect("a model on a GPU engine is on it").record_batch(encoder, batch);
+        let result = match &self.inner.model {
+            Model::NotOnGpu(e) => Err(e.clone().context("Lstm::record")),
+            _ => self.gpu().expect("a model on a GPU engine is on it").record_batch(encoder, batch),
+        };
         self.inner.engine.tally().request(Request::Recording, batch.num_valid_rows(), result.is_ok());
         result
     }
@@ -603,12 +624,14 @@ impl Lstm {
             return Ok(format!("{heading}no valid row: nothing runs, the final state is the initial state\n"));
         }
         #[cfg(feature = "gpu")]
-        let heading = match self.choice(batch) {
+        let choice = self.choice(batch);
+        #[cfg(feature = "gpu")]
+        let heading = match choice {
             Some(choice) => format!("{heading}auto: {choice}\n"),
             None => heading,
         };
         #[cfg(feature = "gpu")]
-        if let Some(model) = self.gpu_for(batch) {
+        if let Some(model) = self.gpu().filter(|_| choice.is_none_or(|choice| choice.kind == BackendKind::Gpu)) {
             return Ok(heading + &model.explain(&Job::of(batch))?);
         }
         Ok(format!("{heading}{} rows on the host, whole sequences in memory\n", batch.num_valid_rows()))
@@ -646,7 +669,11 @@ impl Lstm {
         }
         #[cfg(feature = "gpu")]
         if let Some(model) = self.gpu_for(batch) {
-            return model.run(Job::of(batch), waiting, progress).await;
+            match model.run(Job::of(batch), waiting, progress).await {
+                // The plan refused it, so nothing has run.
+                Err(e) if self.can_go_to_host(&e) => {}
+                result => return result,
+            }
         }
         let output = self.run_on_host(batch)?;
         progress(1.0);
@@ -661,7 +688,7 @@ impl Lstm {
         let whole = if wanted.sequence.is_pooled() { &batch.clone().outputs(rows) } else { batch };
         let mut output = match &self.inner.model {
             #[cfg(feature = "gpu")]
-            Model::Gpu(_) => match &self.inner.alternative {
+            Model::Gpu(_) | Model::NotOnGpu(_) => match &self.inner.alternative {
                 Some(alternative) => alternative.run_on_cpu(whole)?,
                 None => bail!(Unsupported, "the model is on a GPU alone"),
             },
@@ -676,10 +703,17 @@ impl Lstm {
         Ok(output)
     }
 
-    /// The model on a GPU, unless the CPU backend is to run this batch.
+    /// The model on a GPU, unless the CPU backend is estimated to run this batch faster.
     #[cfg(feature = "gpu")]
     pub(crate) fn gpu_for(&self, batch: &SequenceBatch<'_>) -> Option<&GpuLstm> {
-        self.gpu().filter(|_| self.choice(batch).is_none_or(|choice| choice.kind == BackendKind::Gpu))
+        let choice = self.inner.alternative.as_ref().map(|alternative| alternative.choose(batch));
+        self.gpu().filter(|_| choice.is_none_or(|choice| choice.kind == BackendKind::Gpu))
+    }
+
+    /// Whether the CPU backend takes over what a GPU refuses so.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn can_go_to_host(&self, refusal: &Error) -> bool {
+        self.inner.alternative.is_some() && refusal.kind() == ErrorKind::DeviceLimit
     }
 
     /// The model on a GPU, unless the CPU backend is to run pushes to so many slots.

@@ -49,6 +49,12 @@ impl Error {
         self.kind
     }
 
+    /// Whether something was too large for a device, which another device may take.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn is_for_size(&self) -> bool {
+        matches!(self.kind, ErrorKind::DeviceLimit | ErrorKind::OutOfMemory)
+    }
+
     /// The same error with `context` in front, separated by a colon.
     #[must_use]
     pub fn context(self, context: impl fmt::Display) -> Self {

@@ -11,13 +11,15 @@ use crate::engine::Lstm;
 use crate::error::Result;
 
 #[cfg(feature = "gpu")]
-use crate::batch::join_outputs;
+use crate::batch::{Layout, join_outputs, states_of};
 #[cfg(feature = "gpu")]
 use crate::counters::Request;
 #[cfg(feature = "gpu")]
 use crate::error::ErrorKind;
 #[cfg(feature = "gpu")]
 use crate::gpu::{GpuLstm, Job, Run, Waiting};
+#[cfg(feature = "gpu")]
+use crate::spec::LayerSpec;
 
 /// Runs under way at once; each has an equal share of the memory budget.
 #[cfg(feature = "gpu")]
@@ -244,10 +246,15 @@ impl<'a> OnGpu<'a> {
                 }
                 // A single sequence may have the whole budget, but alone.
                 let run = Run::start(model, job(budget));
-                if self.runs().next().is_some() {
+                if self.parts.iter().any(|part| matches!(part.work, Work::Running(_))) {
                     return false;
                 }
-                run.await.map(|run| Work::Running(Box::new(run)))
+                match run.await {
+                    Err(e) if lstm.can_go_to_host(&e) => {
+                        run_sequence_on_host(lstm, batch, sequences).map(|output| Work::Done(Ok(output)))
+                    }
+                    run => run.map(|run| Work::Running(Box::new(run))),
+                }
             }
             other => other,
         };
@@ -294,4 +301,26 @@ impl<'a> OnGpu<'a> {
         let batch = self.batches.pop_front()?;
         Some(Ok(join_outputs(std::mem::take(&mut self.returned), &batch, lstm.spec())))
     }
+}
+
+/// Runs the only sequence of a range of a validated batch on the CPU backend.
+#[cfg(feature = "gpu")]
+fn run_sequence_on_host(lstm: &Lstm, batch: &SequenceBatch<'_>, sequence: Range<usize>) -> Result<BatchOutput> {
+    let (seq_len, spec) = (batch.seq_len(), lstm.spec());
+    let input: Vec<f32> = (0..seq_len).flat_map(|t| batch.input_row(t, sequence.start)).copied().collect();
+    let states = |states: Option<&[f32]>, size| {
+        states.map(|states| states_of(states, batch.batch_size(), &sequence, spec, size)).unwrap_or_default()
+    };
+    let (h_0, c_0) = (states(batch.initial_h(), LayerSpec::h_size), states(batch.initial_c(), LayerSpec::c_size));
+    let mut alone = SequenceBatch::new(&input, [seq_len, 1, batch.input_size()], Layout::TimeMajor)?
+        .lengths(&batch.sequence_lengths()[sequence.clone()])?
+        .outputs(batch.requested())
+        .check_finite(false);
+    if batch.initial_h().is_some() {
+        alone = alone.h_0(&h_0);
+    }
+    if batch.initial_c().is_some() {
+        alone = alone.c_0(&c_0);
+    }
+    lstm.run_on_host(&alone)
 }

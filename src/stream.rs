@@ -205,9 +205,10 @@ impl Stream {
         }
         let on_host = || Slots::Host(vec![0.0; num_slots * row_len(spec)]);
         #[cfg(feature = "gpu")]
-        let slots = match lstm.gpu_for_stream(num_slots) {
-            Some(model) => Slots::Gpu(GpuSlots::new(model, num_slots)?),
-            None => on_host(),
+        let slots = match lstm.gpu_for_stream(num_slots).map(|model| GpuSlots::new(model, num_slots)) {
+            Some(Ok(slots)) => Slots::Gpu(slots),
+            Some(Err(e)) if !lstm.can_go_to_host(&e) => return Err(e),
+            Some(Err(_)) | None => on_host(),
         };
         #[cfg(not(feature = "gpu"))]
         let slots = on_host();

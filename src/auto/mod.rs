@@ -68,6 +68,8 @@ pub struct Choice {
     pub gpu: Duration,
     /// The estimate for the CPU backend.
     pub cpu: Duration,
+    /// Whether the GPU can take the model and the batch; what it refuses for a limit, the CPU backend runs.
+    pub fits_gpu: bool,
 }
 
 impl fmt::Display for Choice {
@@ -76,7 +78,8 @@ impl fmt::Display for Choice {
             BackendKind::Cpu => (self.cpu, "CPU backend", self.gpu, "GPU"),
             _ => (self.gpu, "GPU", self.cpu, "CPU backend"),
         };
-        write!(f, "{name}: {chosen:.1?} estimated, {other:.1?} on the {other_name}")
+        write!(f, "{name}: {chosen:.1?} estimated, {other:.1?} on the {other_name}")?;
+        if self.fits_gpu { Ok(()) } else { write!(f, ", which it does not fit") }
     }
 }
 
@@ -123,6 +126,7 @@ impl Alternative {
             kind: if gpu < cpu { BackendKind::Gpu } else { BackendKind::Cpu },
             gpu: Duration::from_secs_f64(gpu),
             cpu: Duration::from_secs_f64(cpu),
+            fits_gpu: true,
         }
     }
 }

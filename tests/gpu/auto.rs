@@ -3,8 +3,8 @@
 use libtest_mimic::Failed;
 use wgpu_lstm::internals::open_auto;
 use wgpu_lstm::{
-    BackendKind, Chunk, Costs, CpuCosts, DeviceChoice, Engine, EngineOptions, GpuCosts, Layout, LstmSpec, LstmWeights,
-    Outputs, SequenceBatch, SequenceOutput,
+    BackendKind, BatchOutput, Chunk, Costs, CpuCosts, DeviceChoice, Direction, Engine, EngineOptions, ErrorKind,
+    GpuBatch, GpuCosts, Layout, LimitsProfile, LstmSpec, LstmWeights, Outputs, SequenceBatch, SequenceOutput,
 };
 
 use crate::bits::equal_outputs;
@@ -14,6 +14,7 @@ use crate::{Subject, Test};
 pub const TESTS: &[(&str, Test)] = &[
     ("auto_runs_each_batch_where_it_is_estimated_to_be_faster", per_batch),
     ("auto_keeps_a_stream_where_it_is_estimated_to_be_faster", per_stream),
+    ("auto_gives_the_cpu_backend_what_does_not_fit", too_large),
     ("auto_measures_what_it_decides_by", measured),
 ];
 
@@ -102,6 +103,67 @@ fn per_stream(subject: &Subject) -> Result<(), Failed> {
         }
         if found[0] != found[1] {
             return Err(format!("{num_slots} slots: other bits than on {}", expected.device().name).into());
+        }
+    }
+    Ok(())
+}
+
+fn too_large(subject: &Subject) -> Result<(), Failed> {
+    // Nothing is faster on the CPU backend.
+    let costs = Costs { gpu: GpuCosts { run: 0.0, ..COSTS.gpu }, cpu: CpuCosts { run: 1e3, ..COSTS.cpu } };
+    let small = subject.options.clone().memory_budget_bytes(600 << 10);
+    let (auto, cpu) = (open_auto(&small, Some(costs))?, Engine::open_blocking(EngineOptions::on(DeviceChoice::Cpu))?);
+    let spec = LstmSpec::stack(9, 50, 1).direction(Direction::Bidirectional).build()?;
+    let mut large = Case::new("large", &spec, &[2000], 2000, true, 1);
+    let mut mixed = Case::new("mixed", &spec, &[3, 2000, 5], 2000, true, 1);
+    let mut fits = Case::new("fits", &spec, &[3, 5], 5, true, 1);
+    for case in [&mut large, &mut mixed, &mut fits] {
+        case.outputs = Outputs { sequence: SequenceOutput::All, final_state: true, cells: true };
+    }
+    let (on_auto, on_cpu) = (auto.load_blocking(&large.weights)?, cpu.load_blocking(&large.weights)?);
+    for (case, kind) in [(&large, BackendKind::Cpu), (&mixed, BackendKind::Cpu), (&fits, BackendKind::Gpu)] {
+        let choice = on_auto.choice(&case.batch()).ok_or("no choice")?;
+        let said = on_auto.explain(&case.batch())?.contains("which it does not fit");
+        if choice.kind != kind || choice.fits_gpu != (kind == BackendKind::Gpu) || said == choice.fits_gpu {
+            return Err(format!("{}: {choice:?}", case.name).into());
+        }
+        if kind == BackendKind::Cpu {
+            let (found, expected) = (on_auto.run_blocking(&case.batch())?, on_cpu.run_blocking(&case.batch())?);
+            equal_outputs(&case.name, &found, &expected)?;
+        }
+    }
+    // Of several batches, a sequence alone goes to the CPU backend.
+    let found: Vec<_> = on_auto.run_many([large.batch(), mixed.batch(), fits.batch()]).collect::<Result<_, _>>()?;
+    equal_outputs("one of many", &found[0], &on_cpu.run_blocking(&large.batch())?)?;
+    equal_outputs("one of many", &found[2], &on_auto.run_blocking(&fits.batch())?)?;
+    let expected = on_cpu.run_blocking(&mixed.batch())?;
+    let arrays = |output: &BatchOutput| [&output.output, &output.h_n, &output.c_n, &output.cells].map(Clone::clone);
+    for (found, expected) in arrays(&found[1]).into_iter().zip(arrays(&expected)) {
+        let (found, expected) = (found.ok_or("no array")?, expected.ok_or("no array")?);
+        let furthest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        if found.len() != expected.len() || furthest > 1e-5 {
+            return Err(format!("parts of a batch differ from it by {furthest}").into());
+        }
+    }
+    // Weights that no binding of WebGPU's default limits has room for.
+    if subject.options.limits == LimitsProfile::WebGpuDefaults {
+        let inputs = (128 << 20) / 16 + 4;
+        let weights = LstmWeights::random(&LstmSpec::stack(inputs, 1, 1).build()?, 5);
+        let (on_auto, on_cpu) = (auto.load_blocking(&weights)?, cpu.load_blocking(&weights)?);
+        let input = vec![0.5; inputs];
+        let batch = SequenceBatch::new(&input, [1, 1, inputs], Layout::BatchMajor)?;
+        equal_outputs("weights", &on_auto.run_blocking(&batch)?, &on_cpu.run_blocking(&batch)?)?;
+        let choice = on_auto.choice(&batch).ok_or("no choice")?;
+        let named = subject.engine()?.load_blocking(&weights).map(|_| ()).map_err(|e| e.kind());
+        if choice.fits_gpu || choice.kind != BackendKind::Cpu || named != Err(ErrorKind::DeviceLimit) {
+            return Err(format!("large weights: {choice:?}, on the GPU alone {named:?}").into());
+        }
+        let (device, queue) = auto.device_and_queue().ok_or("no device")?;
+        let batch = GpuBatch::new(&auto.upload(&input, &[1, 1, inputs])?, Layout::BatchMajor)?;
+        let recorded = on_auto.record(&mut device.create_command_encoder(&Default::default()), &batch);
+        queue.submit([]);
+        if !recorded.is_err_and(|e| e.kind() == ErrorKind::DeviceLimit) {
+            return Err("a model that is not on the GPU was recorded".into());
         }
     }
     Ok(())
