@@ -1,7 +1,7 @@
 // recurrent_step: one timestep of one layer, all directions; recurrent matmul of all gates and cell update fused.
 //
 //   recurrent[b, j] = Σ_k h_prev[b, k] · w_hh[k, j]        one vec4 per unit j: gates i f g o, or r z n
-//   c, m = advance(x_gates[b, j], recurrent[b, j], c_prev[b, j])
+//   c, m = advance(input[b, j], recurrent[b, j], c_prev[b, j])
 //
 // The equations are those of `advance`, shaders/lib/cell_lstm.wgsl and shaders/lib/cell_gru.wgsl. Without projection m is
 // the new h; with projection it goes to projection_step. The two differ in `emit`, shaders/lib/emit_h.wgsl and
@@ -23,7 +23,6 @@ override WG_X: u32;
 override WG_Y: u32;
 
 @group(0) @binding(0) var<uniform> timestep: Step;
-@group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
 @group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> next: array<f32>;

@@ -17,7 +17,6 @@
 override WG_X: u32;
 
 @group(0) @binding(0) var<uniform> timestep: Step;
-@group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
 @group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> steps: array<u32>;
 @group(0) @binding(4) var<storage, read_write> h: array<f32>;
@@ -87,7 +86,7 @@ fn sequence(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
             steps[record + 2u],
             steps[record + 3u],
             steps[record + 4u],
-            0u,
+            steps[record + 5u],
             0u,
             0u,
         );

@@ -7,7 +7,7 @@ const NONE: u32 = 0xffffffffu;
 
 // One direction's share of the step. Ranks are positions in the order of descending length.
 struct DirectionStep {
-    // First element of this step's row of x_gates.
+    // First element of this step's rows of x_gates, or of x where the step sums over the input itself.
     gates_first: u32,
     // Ranks below this are valid at this timestep.
     num_active: u32,
@@ -17,9 +17,10 @@ struct DirectionStep {
     final_from: u32,
     // Ranks from here to num_active are at their last valid timestep.
     last_from: u32,
+    // The size of a row of x then.
+    x_k4: u32,
     padding_0: u32,
     padding_1: u32,
-    padding_2: u32,
 }
 
 struct Step {

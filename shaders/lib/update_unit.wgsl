@@ -10,7 +10,7 @@ fn update(direction: u32, at: DirectionStep, rank: u32, j: u32, y_row: u32, recu
     // Padding stays zero, since the next matmul reads it.
     var next_state = CellState();
     if j < timestep.hidden_size {
-        let x = x_gates[at.gates_first + rank * timestep.hidden_size + j];
+        let x = gates_of_input(direction, at, rank, j);
         next_state = advance(direction, rank, j, x, recurrent);
     }
     if timestep.y_c != NONE {

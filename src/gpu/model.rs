@@ -7,7 +7,7 @@ use half::f16;
 
 use super::device::{Context, new_buffer};
 use crate::error::{Result, bail};
-use crate::kernels::{KernelId, ModelPart, padded};
+use crate::kernels::{Kernel, KernelId, ModelPart, padded};
 use crate::pack::pack_layer;
 use crate::plan::{LayerKernels, PlanLimits, TileOverride, sum_len, tiles};
 use crate::spec::LstmSpec;
@@ -18,7 +18,7 @@ pub(crate) struct GpuLstm {
     pub(super) context: Arc<Context>,
     pub(super) spec: LstmSpec,
     /// Per layer, by [`ModelPart`], one per range; none for a part that the layer does not have.
-    buffers: Vec<[Vec<wgpu::Buffer>; 6]>,
+    buffers: Vec<[Vec<wgpu::Buffer>; 7]>,
 }
 
 impl GpuLstm {
@@ -100,11 +100,17 @@ fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
     for l in 0..spec.num_layers() {
         let LayerKernels { cell, input, step } = LayerKernels::new(spec.layers(), l);
         let layout = limits.layout(spec.layers(), l);
-        for (kernel, columns) in std::iter::once(input).chain(step) {
+        // An input that lies in several pieces is projected all the same; that kernel is compiled when it comes to that.
+        let narrow = tiles::takes_narrow(&layout, TileOverride::default());
+        let of_input = |kernel: Kernel| if narrow { kernel.narrow().unwrap_or(kernel) } else { kernel };
+        let projection = Some(input).filter(|_| !narrow);
+        for (kernel, columns) in projection.into_iter().chain(step) {
+            let kernel = of_input(kernel);
             ids.extend(tiles::variants(kernel, cell, columns, sum_len(&layout, kernel), limits));
         }
         if tiles::takes_sequence(&layout, limits, TileOverride::default()) {
-            ids.extend([1, 3].map(|sequences| tiles::sequence(cell, sequences, padded(layout.hidden_size), limits)));
+            let (kernel, stride) = (of_input(Kernel::Sequence), padded(layout.hidden_size));
+            ids.extend([1, 3].map(|sequences| tiles::sequence(kernel, cell, sequences, stride, limits)));
         }
     }
     ids

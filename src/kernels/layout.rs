@@ -12,6 +12,8 @@
 //! | GRU, not linear before reset | r z n of a unit | r z of two units | W_hn |
 //! | RNN | four units | four units | – |
 //!
+//! Where the input is narrow, `narrow_input` [D][K + 1][columns] has `weights_ih` once more, as f32, and the bias as the last k.
+//!
 //! `cell_vectors` holds, per unit, the peepholes i f o; with layer normalisation the scales, the biases (`bias` is zero
 //! then) and the peepholes. Every k is padded to whole vec4 with zeros. The directions of `weights_ih` and `bias` start at
 //! multiples of [`RANGE_ALIGN`], since they are bound one at a time.
@@ -21,7 +23,7 @@
 
 use std::ops::Range;
 
-use super::padded;
+use super::{NARROW_INPUT, padded};
 use crate::cell::CellSpec;
 use crate::spec::{LayerSpec, Merge};
 
@@ -44,17 +46,20 @@ pub enum ModelPart {
     CellVectors,
     /// The bias of the projection, both directions; often absent.
     BiasHr,
+    /// Input weights and bias of a narrow input, both directions; often absent.
+    NarrowInput,
 }
 
 impl ModelPart {
     /// All parts.
-    pub const ALL: [ModelPart; 6] = [
+    pub const ALL: [ModelPart; 7] = [
         ModelPart::WeightsIh,
         ModelPart::Bias,
         ModelPart::WeightsHh,
         ModelPart::WeightsInner,
         ModelPart::CellVectors,
         ModelPart::BiasHr,
+        ModelPart::NarrowInput,
     ];
 
     /// `weights_ih`
@@ -66,6 +71,7 @@ impl ModelPart {
             ModelPart::WeightsInner => "weights_inner",
             ModelPart::CellVectors => "cell_vectors",
             ModelPart::BiasHr => "bias_hr",
+            ModelPart::NarrowInput => "narrow_input",
         }
     }
 }
@@ -275,6 +281,16 @@ impl LayerLayout {
         }
     }
 
+    /// Whether a step may sum over the input itself: one plane of few values, and a cell with a kernel for it.
+    pub fn is_narrow(&self) -> bool {
+        let has_kernel = match self.form {
+            Form::Lstm => self.vectors == 0,
+            Form::Gru => true,
+            Form::GruAfterReset | Form::Rnn => false,
+        };
+        has_kernel && self.num_planes == 1 && !self.sums_planes && self.input_k() <= NARROW_INPUT
+    }
+
     /// Rows of weights per unit.
     pub fn num_gates(&self) -> usize {
         match self.form {
@@ -342,6 +358,10 @@ impl LayerLayout {
             ModelPart::CellVectors => directions * (self.hidden_size * self.vectors) as u64 * VEC4,
             ModelPart::BiasHr if self.projection_bias => directions * (padded(self.h_size) / 4) as u64 * VEC4,
             ModelPart::BiasHr => 0,
+            ModelPart::NarrowInput if self.is_narrow() => {
+                directions * ((self.input_k() + 1) * self.columns) as u64 * VEC4
+            }
+            ModelPart::NarrowInput => 0,
         }
     }
 }

@@ -37,6 +37,8 @@ pub const SLICED_LANES: u32 = 16;
 pub const SEQUENCE_LANES: [u32; 2] = [64, 256];
 /// The most units of a layer that [`Kernel::Sequence`] takes, padded; `UNITS` of the shader.
 pub const SEQUENCE_UNITS: usize = 256;
+/// The most values of an input that a step sums over itself, padded: one segment.
+pub const NARROW_INPUT: usize = SEGMENT;
 /// Invocations per workgroup of the tiled kernels without slices.
 pub const WORKGROUP_SIZE: u32 = 64;
 /// The most invocations of a workgroup, of kernels with slices and [`Kernel::Sequence`]; WebGPU's default limit.
@@ -134,6 +136,14 @@ pub enum Kernel {
     RnnStep,
     /// `shaders/sequence.wgsl` with `cell_lstm` and `no_peepholes`
     Sequence,
+    /// [`Kernel::RecurrentStep`] with `gates_narrow` in place of `gates_stored`
+    NarrowStep,
+    /// [`Kernel::RecurrentStepProjected`] with `gates_narrow` in place of `gates_stored`
+    NarrowStepProjected,
+    /// [`Kernel::GruStep`] with `gates_narrow` in place of `gates_stored`
+    NarrowGruStep,
+    /// [`Kernel::Sequence`] with `gates_narrow` in place of `gates_stored`
+    NarrowSequence,
     /// `shaders/copy_rows.wgsl`
     CopyRows,
     /// `shaders/pool_rows.wgsl`
@@ -146,7 +156,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 20] = [
+    pub const ALL: [Kernel; 24] = [
         Kernel::InputProjection,
         Kernel::InputProjectionSum,
         Kernel::RecurrentStep,
@@ -163,6 +173,10 @@ impl Kernel {
         Kernel::GruCandidate,
         Kernel::RnnStep,
         Kernel::Sequence,
+        Kernel::NarrowStep,
+        Kernel::NarrowStepProjected,
+        Kernel::NarrowGruStep,
+        Kernel::NarrowSequence,
         Kernel::CopyRows,
         Kernel::PoolRows,
         Kernel::SelfTest,
@@ -177,14 +191,17 @@ impl Kernel {
             | Kernel::RecurrentStepProjected
             | Kernel::PeepholeStep
             | Kernel::PeepholeStepProjected
-            | Kernel::GruStep => "recurrent_step",
+            | Kernel::GruStep
+            | Kernel::NarrowStep
+            | Kernel::NarrowStepProjected
+            | Kernel::NarrowGruStep => "recurrent_step",
             Kernel::GateSums => "gate_sums",
             Kernel::NormalizedCell | Kernel::NormalizedCellProjected => "normalized_cell",
             Kernel::ProjectionStep | Kernel::ProjectionStepBias => "projection_step",
             Kernel::GruReset => "gru_reset",
             Kernel::GruCandidate => "gru_candidate",
             Kernel::RnnStep => "rnn_step",
-            Kernel::Sequence => "sequence",
+            Kernel::Sequence | Kernel::NarrowSequence => "sequence",
             Kernel::CopyRows => "copy_rows",
             Kernel::PoolRows => "pool_rows",
             Kernel::SelfTest => "self_test",
@@ -202,6 +219,10 @@ impl Kernel {
             Kernel::NormalizedCellProjected => "normalized_cell_projected",
             Kernel::ProjectionStepBias => "projection_step_bias",
             Kernel::GruStep => "gru_step",
+            Kernel::NarrowStep => "narrow_step",
+            Kernel::NarrowStepProjected => "narrow_step_projected",
+            Kernel::NarrowGruStep => "narrow_gru_step",
+            Kernel::NarrowSequence => "narrow_sequence",
             other => other.entry_point(),
         }
     }
@@ -247,6 +268,36 @@ impl Kernel {
                         read_write("state"),
                         read_write("y0"),
                         read_write("y1"),
+                    ]
+                }
+            }
+            Kernel::NarrowStep | Kernel::NarrowStepProjected | Kernel::NarrowGruStep => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x"),
+                        read("w_hh"),
+                        read("h_prev"),
+                        read_write("next"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                        read("input_weights"),
+                    ]
+                }
+            }
+            Kernel::NarrowSequence => {
+                const {
+                    &[
+                        dynamic_uniform::<Step>("timestep"),
+                        read("x"),
+                        read("w_hh"),
+                        read("steps"),
+                        read_write("h"),
+                        read_write("state"),
+                        read_write("y0"),
+                        read_write("y1"),
+                        read("input_weights"),
                     ]
                 }
             }
@@ -383,6 +434,7 @@ impl Kernel {
         !matches!(
             self,
             Kernel::Sequence
+                | Kernel::NarrowSequence
                 | Kernel::SelfTest
                 | Kernel::Measure
                 | Kernel::NormalizedCell
@@ -392,7 +444,31 @@ impl Kernel {
 
     /// Whether the kernel sums over k and has a row tile.
     pub fn has_row_tile(self) -> bool {
-        self == Kernel::Sequence || (self.is_tiled() && !matches!(self, Kernel::CopyRows | Kernel::PoolRows))
+        self.is_sequence() || (self.is_tiled() && !matches!(self, Kernel::CopyRows | Kernel::PoolRows))
+    }
+
+    /// Whether it takes many timesteps.
+    pub fn is_sequence(self) -> bool {
+        matches!(self, Kernel::Sequence | Kernel::NarrowSequence)
+    }
+
+    /// Whether it sums over a narrow input itself.
+    pub fn is_narrow(self) -> bool {
+        matches!(
+            self,
+            Kernel::NarrowStep | Kernel::NarrowStepProjected | Kernel::NarrowGruStep | Kernel::NarrowSequence
+        )
+    }
+
+    /// The kernel that sums over a narrow input itself, where there is one.
+    pub fn narrow(self) -> Option<Kernel> {
+        match self {
+            Kernel::RecurrentStep => Some(Kernel::NarrowStep),
+            Kernel::RecurrentStepProjected => Some(Kernel::NarrowStepProjected),
+            Kernel::GruStep => Some(Kernel::NarrowGruStep),
+            Kernel::Sequence => Some(Kernel::NarrowSequence),
+            _ => None,
+        }
     }
 
     /// Whether the options of a cell decide a part of its text.
@@ -408,7 +484,11 @@ impl Kernel {
             | Kernel::GruReset
             | Kernel::GruCandidate
             | Kernel::RnnStep
-            | Kernel::Sequence => true,
+            | Kernel::Sequence
+            | Kernel::NarrowStep
+            | Kernel::NarrowStepProjected
+            | Kernel::NarrowGruStep
+            | Kernel::NarrowSequence => true,
             Kernel::InputProjection
             | Kernel::InputProjectionSum
             | Kernel::GateSums
@@ -440,9 +520,9 @@ pub struct KernelId {
 }
 
 impl KernelId {
-    /// Every tile of every kernel with the default options of a cell (of those with slices the smallest and the largest),
-    /// and of kernels that depend on the options one tile
-    /// with each of [`CellCode::examples`]. Other options make more.
+    /// Every tile of every kernel with the default options of a cell (of those with slices the smallest and the largest, of
+    /// those for a narrow input one or two), and of kernels that depend on the options one tile with each of
+    /// [`CellCode::examples`]. Other options make more.
     pub fn all() -> Vec<KernelId> {
         let mut ids: Vec<KernelId> = CellCode::examples().into_iter().flat_map(Self::with_options).collect();
         for kernel in Kernel::ALL {
@@ -457,6 +537,18 @@ impl KernelId {
                     slices: 1,
                     halves,
                 }));
+                continue;
+            }
+            if kernel == Kernel::NarrowSequence {
+                let (cell, rows, lanes) = (CellCode::default(), ROW_TILES[1], SEQUENCE_LANES[0]);
+                ids.push(KernelId { kernel, cell, rows, lanes, slices: 1, halves: true });
+                continue;
+            }
+            if kernel.is_narrow() {
+                // They differ from the others in one piece, whatever the tile.
+                let (cell, lanes) = (CellCode::default(), SLICED_LANES);
+                ids.push(KernelId { kernel, cell, rows: ROW_TILES[1], lanes, slices: SLICE_TILES[1], halves: true });
+                ids.push(KernelId { kernel, cell, rows: ROW_TILES[2], lanes: 64, slices: 1, halves: false });
                 continue;
             }
             let rows: &[u32] = if kernel.has_row_tile() { &ROW_TILES } else { &[1] };
@@ -485,7 +577,7 @@ impl KernelId {
     }
 
     fn with_options(cell: CellCode) -> impl Iterator<Item = KernelId> {
-        let kernels = Kernel::ALL.into_iter().filter(|kernel| kernel.has_cell());
+        let kernels = Kernel::ALL.into_iter().filter(|kernel| kernel.has_cell() && !kernel.is_narrow());
         kernels.map(move |kernel| {
             let rows = if kernel.has_row_tile() { 4 } else { 1 };
             KernelId { kernel, cell, rows, lanes: 64, slices: 1, halves: false }
@@ -505,7 +597,7 @@ impl KernelId {
     /// The override constants of the pipeline.
     pub fn constants(self) -> Vec<(&'static str, f64)> {
         let mut constants = if self.kernel.has_cell() { self.cell.constants() } else { Vec::new() };
-        if self.kernel == Kernel::Sequence {
+        if self.kernel.is_sequence() {
             constants.push(("WG_X", f64::from(self.lanes)));
         }
         if self.kernel.is_tiled() {
@@ -536,7 +628,7 @@ impl KernelId {
         let pieces: &[&str] = match self.kernel {
             Kernel::InputProjection => &[text::INPUT_PROJECTION, text::PLANES_CONCAT],
             Kernel::InputProjectionSum => &[text::INPUT_PROJECTION, text::PLANES_SUM],
-            Kernel::RecurrentStep => &[
+            Kernel::RecurrentStep | Kernel::NarrowStep => &[
                 text::RECURRENT_STEP,
                 text::UPDATE_UNIT,
                 text::CELL_LSTM,
@@ -547,7 +639,7 @@ impl KernelId {
                 text::STORE_Y,
                 text::STEP,
             ],
-            Kernel::RecurrentStepProjected => &[
+            Kernel::RecurrentStepProjected | Kernel::NarrowStepProjected => &[
                 text::RECURRENT_STEP,
                 text::UPDATE_UNIT,
                 text::CELL_LSTM,
@@ -585,7 +677,7 @@ impl KernelId {
             Kernel::NormalizedCellProjected => &[text::NORMALIZED_CELL, text::EMIT_M, text::STORE_Y, text::STEP],
             Kernel::ProjectionStep => &[text::PROJECTION_STEP, text::NO_PROJECTION_BIAS, text::EMIT4, text::STEP],
             Kernel::ProjectionStepBias => &[text::PROJECTION_STEP, text::PROJECTION_BIAS, text::EMIT4, text::STEP],
-            Kernel::GruStep => &[
+            Kernel::GruStep | Kernel::NarrowGruStep => &[
                 text::RECURRENT_STEP,
                 text::UPDATE_UNIT,
                 text::CELL_GRU,
@@ -597,7 +689,7 @@ impl KernelId {
             Kernel::GruReset => &[text::GRU_RESET, text::STEP],
             Kernel::GruCandidate => &[text::GRU_CANDIDATE, text::EMIT4, text::STEP],
             Kernel::RnnStep => &[text::RNN_STEP, text::EMIT4, text::STEP],
-            Kernel::Sequence => &[
+            Kernel::Sequence | Kernel::NarrowSequence => &[
                 text::SEQUENCE,
                 text::UPDATE_UNIT,
                 text::CELL_LSTM,
@@ -616,6 +708,9 @@ impl KernelId {
             source.push('\n');
             source.push_str(text);
         };
+        if pieces.contains(&text::UPDATE_UNIT) {
+            add(if self.kernel.is_narrow() { text::GATES_NARROW } else { text::GATES_STORED });
+        }
         if self.kernel.has_cell() {
             add(text::ACTIVATION);
             if self.cell.needs_functions() {
@@ -651,8 +746,11 @@ impl KernelId {
             | Kernel::GateSums
             | Kernel::GruStep
             | Kernel::GruReset
-            | Kernel::RnnStep => STEP,
-            Kernel::Sequence => {
+            | Kernel::RnnStep
+            | Kernel::NarrowStep
+            | Kernel::NarrowStepProjected
+            | Kernel::NarrowGruStep => STEP,
+            Kernel::Sequence | Kernel::NarrowSequence => {
                 RowFunctions { weights: "w_hh", inputs: &[("dot_h", &["h4"])], finish_leading: &["direction"] }
             }
             Kernel::ProjectionStep | Kernel::ProjectionStepBias => {
@@ -698,6 +796,8 @@ mod text {
     pub(super) const UPDATE_UNIT: &str = include_str!("../../shaders/lib/update_unit.wgsl");
     pub(super) const EMIT_ROWS: &str = include_str!("../../shaders/lib/emit_rows.wgsl");
     pub(super) const FUNCTIONS: &str = include_str!("../../shaders/lib/functions.wgsl");
+    pub(super) const GATES_NARROW: &str = include_str!("../../shaders/lib/gates_narrow.wgsl");
+    pub(super) const GATES_STORED: &str = include_str!("../../shaders/lib/gates_stored.wgsl");
     pub(super) const GATE_SUMS: &str = include_str!("../../shaders/gate_sums.wgsl");
     pub(super) const GRU_CANDIDATE: &str = include_str!("../../shaders/gru_candidate.wgsl");
     pub(super) const GRU_RESET: &str = include_str!("../../shaders/gru_reset.wgsl");

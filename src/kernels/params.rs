@@ -33,9 +33,9 @@ pub struct DirectionStep {
     pub y_row: u32,
     pub final_from: u32,
     pub last_from: u32,
+    pub x_k4: u32,
     pub padding_0: u32,
     pub padding_1: u32,
-    pub padding_2: u32,
 }
 
 /// `Step` of `shaders/lib/step.wgsl`.

@@ -7,7 +7,7 @@ use crate::weights::CellWeights;
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedLayer {
     /// By [`ModelPart::ALL`]; empty for a part that the layer does not have.
-    parts: [Vec<f32>; 6],
+    parts: [Vec<f32>; 7],
 }
 
 impl PackedLayer {
@@ -42,6 +42,9 @@ pub fn pack_layer(layout: &LayerLayout, cells: &[CellWeights]) -> PackedLayer {
                 let column = at.weight_ih(gate, j);
                 for (k, &w) in cell.weight_ih[row * at.input_size..][..at.input_size].iter().enumerate() {
                     packed.part_mut(column.part)[column.at(at.padded_k(k))] = w;
+                    if layout.is_narrow() {
+                        packed.part_mut(ModelPart::NarrowInput)[at.narrow(gate, j).at(k)] = w;
+                    }
                 }
                 let column = at.weight_hh(gate, j);
                 for (k, &w) in cell.weight_hh[row * layout.h_size..][..layout.h_size].iter().enumerate() {
@@ -53,6 +56,14 @@ pub fn pack_layer(layout: &LayerLayout, cells: &[CellWeights]) -> PackedLayer {
                     BiasPlaces::Apart(ih, hh) => {
                         packed.part_mut(ModelPart::Bias)[ih] = b_ih;
                         packed.part_mut(ModelPart::Bias)[hh] = b_hh;
+                    }
+                }
+                if layout.is_narrow() {
+                    // A copy of the columns of the bias, b_hn included.
+                    let (first, of_unit) = (at.narrow(0, j).at(layout.input_k()), at.bias_first + j * COLUMN);
+                    for n in 0..COLUMN {
+                        let value = packed.part(ModelPart::Bias)[of_unit + n];
+                        packed.part_mut(ModelPart::NarrowInput)[first + n] = value;
                     }
                 }
             }
@@ -221,6 +232,13 @@ impl<'a> Places<'a> {
             Form::Lstm | Form::Gru | Form::Rnn => self.column(gate, j),
         };
         self.in_range(ModelPart::WeightsHh, place)
+    }
+
+    /// Gate `gate` of unit `j` of a narrow input, whose last k is the bias.
+    fn narrow(&self, gate: usize, j: usize) -> Column {
+        let stride = self.layout.columns * COLUMN;
+        let first = self.d * (self.layout.input_k() + 1) * stride;
+        Column { part: ModelPart::NarrowInput, first: first + self.column(gate, j), stride }
     }
 
     fn weight_inner(&self, output: usize) -> Column {

@@ -62,11 +62,14 @@ impl Plan {
             "strategy: the input's share of all gates in one product per chunk, layer and direction, then one step per \
              timestep and layer, both directions together; a chunk is one submit"
         )?;
-        if self.kernels.iter().any(|id| id.kernel == Kernel::Sequence) {
+        if self.kernels.iter().any(|id| id.kernel.is_sequence()) {
             writeln!(
                 out,
                 "          small layers take many timesteps in one dispatch, a workgroup for one or four sequences"
             )?;
+        }
+        if self.kernels.iter().any(|id| id.kernel.is_narrow()) {
+            writeln!(out, "          a narrow input is summed over in the steps themselves")?;
         }
         for group in &self.groups {
             let last = group.layers.end - 1;

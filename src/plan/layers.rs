@@ -26,7 +26,11 @@ pub fn summed_part(kernel: Kernel) -> Option<ModelPart> {
         | Kernel::GruStep
         | Kernel::GruReset
         | Kernel::RnnStep
-        | Kernel::Sequence => Some(ModelPart::WeightsHh),
+        | Kernel::Sequence
+        | Kernel::NarrowStep
+        | Kernel::NarrowStepProjected
+        | Kernel::NarrowGruStep
+        | Kernel::NarrowSequence => Some(ModelPart::WeightsHh),
         Kernel::ProjectionStep | Kernel::ProjectionStepBias | Kernel::GruCandidate => Some(ModelPart::WeightsInner),
         Kernel::NormalizedCell
         | Kernel::NormalizedCellProjected

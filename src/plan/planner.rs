@@ -35,6 +35,8 @@ const MAX_STEPS_PER_CHUNK: usize = 512;
 const DISPATCHES_PER_SUBMIT: u64 = 20;
 /// The most timesteps that one dispatch pools: few enough for drivers that end loops.
 pub(super) const POOL_STEPS: usize = 4096;
+/// The most rows of an invocation.
+const ROWS_OF_A_STEP: usize = 8;
 /// Dispatches are split at multiples of the widest workgroup.
 const LANES: usize = 64;
 /// The fewest rows that an input projection is split into: those of a workgroup of the largest tile.
@@ -88,6 +90,8 @@ pub(super) struct Planner<'a> {
     pub(super) layers: &'a [LayerSpec],
     pub(super) layouts: Vec<LayerLayout>,
     pub(super) layer_kernels: Vec<LayerKernels>,
+    /// Whether the steps of a layer sum over its input themselves; known once its group is planned.
+    narrow: Vec<bool>,
     pub(super) schedule: Schedule,
     max_chunk_rows: usize,
     scratch: Vec<ScratchBuffer>,
@@ -180,6 +184,7 @@ impl<'a> Planner<'a> {
             layers,
             layouts: (0..layers.len()).map(|l| request.limits.layout(layers, l)).collect(),
             layer_kernels: (0..layers.len()).map(|l| LayerKernels::new(layers, l)).collect(),
+            narrow: vec![false; layers.len()],
             schedule,
             max_chunk_rows,
             scratch: Vec::new(),
@@ -419,11 +424,18 @@ impl<'a> Planner<'a> {
         let num_pieces = |planes: &[Option<Plane>; 2]| planes.iter().flatten().map(|p| p.pieces().len()).max();
         let input_pieces = whole_input.as_ref().and_then(num_pieces).unwrap_or(1);
         let output_pieces = num_pieces(&whole_output).unwrap_or(1);
+        for l in group.layers.clone() {
+            // Inside a group the input is a buffer of the chunk.
+            let in_one_piece = l > group.layers.start || input_pieces == 1;
+            self.narrow[l] = in_one_piece && tiles::takes_narrow(&self.layouts[l], self.request.tiles);
+        }
 
         // Bytes that one row of a chunk costs, and the widest of its bindings.
         let directions = group.reverse.len() as u64;
-        let gates_row = group.layers.clone().map(|l| directions * self.layouts[l].columns as u64 * VEC4).max();
-        let gates_row = gates_row.expect("a group has a layer");
+        let gates_of = |l: usize| directions * self.layouts[l].columns as u64 * VEC4;
+        let gates_row = group.layers.clone().filter(|&l| !self.narrow[l]).map(gates_of).max().unwrap_or(0);
+        // Chunks are as long whether gates are stored or not, so that uploads of one overlap with another.
+        let widest_gates = group.layers.clone().map(gates_of).max().expect("a group has a layer");
         let inner: Vec<usize> = group.layers.clone().filter(|&l| l + 1 < group.layers.end).collect();
         let mut inner_row = [0u64; 2];
         for &l in &inner {
@@ -482,7 +494,8 @@ impl<'a> Planner<'a> {
                 (Slot::Uniforms, records(rows) as u64 * record_bytes),
             ]
         };
-        let widest = slots(1)[..5].iter().map(|(_, bytes)| *bytes).max().expect("not empty");
+        // There may be no such buffer: the input and the output as a whole, and no gates.
+        let widest = slots(1)[..5].iter().map(|(_, bytes)| *bytes).max().unwrap_or(0).max(1);
 
         let active = self.schedule.active(0) as u64;
         let by_binding = limits.binding_bytes.min(limits.buffer_bytes) / widest;
@@ -506,7 +519,7 @@ impl<'a> Planner<'a> {
             let error = Error::new(ErrorKind::DeviceLimit, message);
             return Err(Refusal { error, over_budget: name == "memory budget" });
         }
-        let by_gates = (GATES_TARGET_BYTES / gates_row).max(active);
+        let by_gates = (GATES_TARGET_BYTES / widest_gates).max(active);
         let row_flops: u64 = group.layers.clone().map(|l| directions * self.row_flops(l)).sum();
         let by_time = (self.request.dispatch_flops.saturating_mul(DISPATCHES_PER_SUBMIT) / row_flops).max(active);
         let capacity = hard.min(by_gates).min(by_time).min(self.max_chunk_rows as u64) as usize;
@@ -540,7 +553,7 @@ impl<'a> Planner<'a> {
         for (role, size_bytes) in slots(capacity as u64) {
             slot_buffers.push(slot(role, size_bytes)?);
         }
-        let gates = slot_buffers[0].expect("gates have a width");
+        let gates = slot_buffers[0];
         let inner_buffers = [slot_buffers[2], slot_buffers[3]];
         let table = slot_buffers[5];
         let uniforms = slot_buffers[6].expect("there are steps");
@@ -599,25 +612,33 @@ impl<'a> Planner<'a> {
 
     /// Floating-point operations of the sums of a kernel of layer `l` over some rows and columns.
     pub(super) fn flops(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
-        let k = summed_part(kernel).map_or(0, |part| self.layouts[l].k(part));
+        let k = self.k(l, kernel);
         // A column is four sums of k products.
         8 * rows as u64 * columns as u64 * k as u64
+    }
+
+    /// Products in the sums of a kernel of layer `l`, those over a narrow input included.
+    fn k(&self, l: usize, kernel: Kernel) -> usize {
+        let layout = &self.layouts[l];
+        let narrow = if kernel.is_narrow() { layout.input_k() } else { 0 };
+        narrow + summed_part(kernel).map_or(0, |part| layout.k(part))
     }
 
     /// Bytes that a kernel of layer `l` reads of its weights, each once.
     pub(super) fn weight_bytes(&self, l: usize, kernel: Kernel, columns: usize) -> u64 {
         let Some(part) = summed_part(kernel) else { return 0 };
         let layout = &self.layouts[l];
-        let floats = 4 * F32 * columns as u64 * layout.k(part) as u64;
-        if layout.is_halved(part) { floats / 2 } else { floats }
+        let floats = |k: usize| 4 * F32 * columns as u64 * k as u64;
+        let narrow = if kernel.is_narrow() { floats(layout.input_k() + 1) } else { 0 };
+        narrow + if layout.is_halved(part) { floats(layout.k(part)) / 2 } else { floats(layout.k(part)) }
     }
 
     /// Bytes of the rows that a kernel of layer `l` reads and writes: what it sums over, the gates, and in a timestep the
     /// states before and after and the output.
     pub(super) fn row_bytes(&self, l: usize, kernel: Kernel, rows: usize, columns: usize) -> u64 {
-        let k = summed_part(kernel).map_or(0, |part| self.layouts[l].k(part));
-        let of_column = if matches!(kernel, Kernel::InputProjection | Kernel::InputProjectionSum) { 4 } else { 8 };
-        F32 * rows as u64 * (k + of_column * columns) as u64
+        let projects = matches!(kernel, Kernel::InputProjection | Kernel::InputProjectionSum);
+        let of_column = if projects || kernel.is_narrow() { 4 } else { 8 };
+        F32 * rows as u64 * (self.k(l, kernel) + of_column * columns) as u64
     }
 
     /// Floating-point operations of a row in one direction of layer `l`, its step included; at least 1.
@@ -692,14 +713,17 @@ impl<'a> Planner<'a> {
     }
 
     fn check_loops(&self, l: usize) -> Result<()> {
-        let k4 = self.layouts[l].longest_sum() / 4;
+        let layout = &self.layouts[l];
+        // A step that sums over a narrow input does so for each of its rows.
+        let narrow = if layout.is_narrow() { loop_trips(ROWS_OF_A_STEP * layout.input_k() / 4) } else { 0 };
+        let k4 = layout.longest_sum() / 4;
         match self.request.limits.loop_trips {
-            Some(limit) if loop_trips(k4) > limit as usize => bail!(
+            Some(limit) if loop_trips(k4) + narrow > limit as usize => bail!(
                 Unsupported,
                 "layer {l}: a sum over {} values needs {} loop trips, but the driver ends loops after {limit} \
                  without an error; a newer driver or another device would help",
                 k4 * 4,
-                loop_trips(k4)
+                loop_trips(k4) + narrow
             ),
             _ => Ok(()),
         }
@@ -782,9 +806,35 @@ impl<'a> Planner<'a> {
         l: usize,
         reverse: &[bool],
         input: &RowSource,
-        gates: BufferId,
+        gates: Option<BufferId>,
         stored: &Stored,
         buffers: &LayerBuffers,
+    ) {
+        let from = match (self.narrow[l], &input.planes[0], gates) {
+            (true, Some(rows), _) => StepInput::Rows { plane: rows.clone(), k4: input.k4 },
+            (_, _, gates) => {
+                let gates = gates.expect("allocated for layers that are not narrow");
+                self.plan_input_projection(chunk, l, reverse, input, gates);
+                StepInput::Gates(gates)
+            }
+        };
+        if self.takes_sequence(l) {
+            self.plan_sequence(chunk, l, reverse, &from, stored, buffers);
+        } else {
+            for s in chunk.steps.clone() {
+                self.plan_step(chunk, l, s, reverse, &from, stored, buffers);
+            }
+        }
+    }
+
+    /// The input's share of all gates of a chunk.
+    fn plan_input_projection(
+        &mut self,
+        chunk: &mut Chunk,
+        l: usize,
+        reverse: &[bool],
+        input: &RowSource,
+        gates: BufferId,
     ) {
         let layout = self.layouts[l];
         let cell = self.layer_kernels[l].cell;
@@ -859,13 +909,6 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        if self.takes_sequence(l) {
-            self.plan_sequence(chunk, l, reverse, gates, stored, buffers);
-        } else {
-            for s in chunk.steps.clone() {
-                self.plan_step(chunk, l, s, reverse, gates, stored, buffers);
-            }
-        }
     }
 
     /// What timestep `s` of layer `l` needs to know, but for its columns.
@@ -875,6 +918,7 @@ impl<'a> Planner<'a> {
         l: usize,
         s: usize,
         reverse: &[bool],
+        input: &StepInput,
         stored: &Stored,
         buffers: &LayerBuffers,
     ) -> StepRecord {
@@ -895,8 +939,13 @@ impl<'a> Planner<'a> {
             if let Some(piece) = stored {
                 y[d] = piece.buffer.into();
             }
+            let (gates_first, x_k4) = match input {
+                StepInput::Gates(_) => ((d * chunk.capacity + row - first_row) * self.layouts[l].columns, 0),
+                StepInput::Rows { plane, k4 } => ((row - plane.at(row).rows.start) * k4, *k4),
+            };
             directions[d] = DirectionStep {
-                gates_first: ((d * chunk.capacity + row - first_row) * self.layouts[l].columns) as u32,
+                gates_first: gates_first as u32,
+                x_k4: x_k4 as u32,
                 num_active: active as u32,
                 y_row: stored.map_or(0, |piece| (row - piece.rows.start) as u32),
                 // Forward sequences end at their last valid step; reverse ones all end at t = 0.
@@ -933,11 +982,11 @@ impl<'a> Planner<'a> {
         l: usize,
         s: usize,
         reverse: &[bool],
-        gates: BufferId,
+        input: &StepInput,
         stored: &Stored,
         buffers: &LayerBuffers,
     ) {
-        let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, stored, buffers);
+        let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, input, stored, buffers);
         let uniform = chunk.uniform_range(size_of::<Step>());
         let (h_prev, h_next) = (buffers.h[s % 2], buffers.h[(s + 1) % 2]);
 
@@ -945,10 +994,11 @@ impl<'a> Planner<'a> {
         let next = || BufferRange::from(buffers.m.unwrap_or(h_next));
         let m = || BufferRange::from(buffers.m.expect("allocated for a second product"));
         let sums = || BufferRange::from(buffers.sums.expect("allocated for layer normalisation"));
-        let (gates, state) = (BufferRange::from(gates), BufferRange::from(buffers.state));
+        let (gates, state) = (BufferRange::from(input.buffer()), BufferRange::from(buffers.state));
         let (h_prev, h_next) = (BufferRange::from(h_prev), BufferRange::from(h_next));
         let kernels = self.layer_kernels[l].clone();
         let runs = kernels.step.into_iter().flat_map(|(kernel, columns)| {
+            let kernel = input.kernel(kernel);
             let runs = self.column_runs(l, kernel, columns, most_active);
             runs.into_iter().map(move |run| (kernel, columns, run))
         });
@@ -974,6 +1024,10 @@ impl<'a> Planner<'a> {
                     let (w_hh, peepholes) = (model(ModelPart::WeightsHh), model(ModelPart::CellVectors));
                     vec![uniform, gates, w_hh, h_prev, next(), state, y[0], y[1], peepholes]
                 }
+                Kernel::NarrowStep | Kernel::NarrowStepProjected | Kernel::NarrowGruStep => {
+                    let (w_hh, narrow) = (model(ModelPart::WeightsHh), model(ModelPart::NarrowInput));
+                    vec![uniform, gates, w_hh, h_prev, next(), state, y[0], y[1], narrow]
+                }
                 Kernel::GateSums => vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, sums()],
                 Kernel::NormalizedCell | Kernel::NormalizedCellProjected => {
                     vec![uniform, sums(), model(ModelPart::CellVectors), next(), state, y[0], y[1]]
@@ -996,6 +1050,7 @@ impl<'a> Planner<'a> {
                 Kernel::InputProjection
                 | Kernel::InputProjectionSum
                 | Kernel::Sequence
+                | Kernel::NarrowSequence
                 | Kernel::CopyRows
                 | Kernel::PoolRows
                 | Kernel::SelfTest
@@ -1067,6 +1122,32 @@ struct ColumnRun {
     /// All columns of the range.
     weights: Range<usize>,
     columns: Range<usize>,
+}
+
+/// What the steps of a layer know of its input.
+pub(super) enum StepInput {
+    /// Its share of the gates, which an input projection left here.
+    Gates(BufferId),
+    /// Its rows, in one piece, of so many vec4.
+    Rows { plane: Plane, k4: usize },
+}
+
+impl StepInput {
+    /// The buffer that the steps read.
+    pub(super) fn buffer(&self) -> BufferId {
+        match self {
+            StepInput::Gates(buffer) => *buffer,
+            StepInput::Rows { plane, .. } => plane.pieces()[0].buffer,
+        }
+    }
+
+    /// The kernel in the place of one that reads gates.
+    pub(super) fn kernel(&self, kernel: Kernel) -> Kernel {
+        match self {
+            StepInput::Gates(_) => kernel,
+            StepInput::Rows { .. } => kernel.narrow().unwrap_or(kernel),
+        }
+    }
 }
 
 /// A timestep of a layer.

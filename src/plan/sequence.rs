@@ -1,6 +1,6 @@
 //! Layers that run many timesteps in one dispatch: which, and their dispatches.
 
-use super::planner::{Chunk, F32, LayerBuffers, Planner, StepRecord, Stored};
+use super::planner::{Chunk, F32, LayerBuffers, Planner, StepInput, StepRecord, Stored};
 use super::{BufferId, BufferRange, Dispatch, tiles};
 use crate::kernels::params::Step;
 use crate::kernels::{Kernel, ModelPart, padded};
@@ -27,10 +27,11 @@ impl Planner<'_> {
         chunk: &mut Chunk,
         l: usize,
         reverse: &[bool],
-        gates: BufferId,
+        input: &StepInput,
         stored: &Stored,
         buffers: &LayerBuffers,
     ) {
+        let kernel = input.kernel(Kernel::Sequence);
         let hidden_size = self.layers[l].hidden_size;
         let weights = self.layouts[l].range(ModelPart::WeightsHh, 0);
         let by_binding = (self.request.limits.binding_bytes - ALIGNMENT) / u64::from(chunk.record_bytes);
@@ -39,13 +40,13 @@ impl Planner<'_> {
         let mut run: Vec<Step> = Vec::new();
         let (mut run_y, mut run_work) = (None, RunWork::default());
         for s in chunk.steps.clone() {
-            let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, stored, buffers);
+            let StepRecord { step, y, most_active } = self.step_record(chunk, l, s, reverse, input, stored, buffers);
             let directions = reverse.len() as u64;
-            let flops = directions * self.flops(l, Kernel::Sequence, most_active, hidden_size);
-            let bytes = directions * self.row_bytes(l, Kernel::Sequence, most_active, hidden_size);
+            let flops = directions * self.flops(l, kernel, most_active, hidden_size);
+            let bytes = directions * self.row_bytes(l, kernel, most_active, hidden_size);
             let full = run.len() == most_steps || run_work.flops + flops > self.request.dispatch_flops;
             if !run.is_empty() && (full || run_y != Some(y)) {
-                self.push_sequence(chunk, l, reverse, gates, buffers, &run, run_y.expect("set with the run"), run_work);
+                self.push_sequence(chunk, l, reverse, input, buffers, &run, run_y.expect("set with the run"), run_work);
                 (run, run_work) = (Vec::new(), RunWork::default());
             }
             run.push(Step { weight_columns: weights.len() as u32, column_end: hidden_size as u32, ..step });
@@ -53,7 +54,7 @@ impl Planner<'_> {
             run_work = RunWork { flops: run_work.flops + flops, bytes: run_work.bytes + bytes };
         }
         if let Some(y) = run_y {
-            self.push_sequence(chunk, l, reverse, gates, buffers, &run, y, run_work);
+            self.push_sequence(chunk, l, reverse, input, buffers, &run, y, run_work);
         }
     }
 
@@ -64,14 +65,15 @@ impl Planner<'_> {
         chunk: &mut Chunk,
         l: usize,
         reverse: &[bool],
-        gates: BufferId,
+        input: &StepInput,
         buffers: &LayerBuffers,
         run: &[Step],
         y: [BufferRange; 2],
         RunWork { flops, bytes }: RunWork,
     ) {
         let hidden_size = self.layers[l].hidden_size;
-        let bytes = bytes + reverse.len() as u64 * self.weight_bytes(l, Kernel::Sequence, hidden_size);
+        let kernel = input.kernel(Kernel::Sequence);
+        let bytes = bytes + reverse.len() as u64 * self.weight_bytes(l, kernel, hidden_size);
         let uniform = chunk.uniform_range(size_of::<Step>());
         // The records are a uniform for the first timestep and a storage buffer for all.
         let uniform_bytes = chunk.next_uniform();
@@ -87,13 +89,18 @@ impl Planner<'_> {
             offset_bytes: window_first,
             size_bytes: u64::from(chunk.next_uniform()) - window_first,
         };
-        let w_hh = BufferRange::from(BufferId::Model { layer: l, part: ModelPart::WeightsHh, range: 0 });
+        let model = |part| BufferRange::from(BufferId::Model { layer: l, part, range: 0 });
         // One buffer for h, since it is read before the first timestep and written after the last.
         let (h, state) = (buffers.h[0].into(), buffers.state.into());
-        let ranges = vec![uniform, gates.into(), w_hh, window, h, state, y[0], y[1]];
-        let bind_group = self.bind_group(Kernel::Sequence, ranges);
+        let mut ranges =
+            vec![uniform, input.buffer().into(), model(ModelPart::WeightsHh), window, h, state, y[0], y[1]];
+        if kernel.is_narrow() {
+            ranges.push(model(ModelPart::NarrowInput));
+        }
+        let bind_group = self.bind_group(kernel, ranges);
         let batch_size = self.schedule.batch_size();
         let id = tiles::sequence(
+            kernel,
             self.layer_kernels[l].cell,
             batch_size,
             padded(self.layers[l].hidden_size),

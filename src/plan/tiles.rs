@@ -2,8 +2,8 @@
 
 use super::PlanLimits;
 use crate::kernels::{
-    CellCode, Form, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, ROW_TILES, SEGMENT, SEQUENCE_LANES,
-    SEQUENCE_UNITS, SLICE_TILES, SLICED_LANES, WORKGROUP_SIZE, loop_trips, padded,
+    CellCode, Form, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NARROW_INPUT, ROW_TILES, SEGMENT,
+    SEQUENCE_LANES, SEQUENCE_UNITS, SLICE_TILES, SLICED_LANES, WORKGROUP_SIZE, loop_trips, padded,
 };
 
 /// Units up to which a processor of a wide device keeps the weights of a layer next to it: 147 KB of f32.
@@ -20,6 +20,8 @@ pub struct TileOverride {
     pub slices: Option<u32>,
     /// Whether layers that can run many timesteps in a dispatch do.
     pub sequence: Option<bool>,
+    /// Whether steps that can sum over a narrow input do.
+    pub narrow: Option<bool>,
 }
 
 /// What a dispatch computes.
@@ -84,13 +86,19 @@ pub fn takes_sequence(layout: &LayerLayout, limits: &PlanLimits, fixed: TileOver
         && fixed.sequence.unwrap_or(limits.wide && layout.hidden_size <= NEAR_UNITS)
 }
 
+/// Whether the steps of a layer sum over its input themselves instead of reading gates that an input projection left.
+pub fn takes_narrow(layout: &LayerLayout, fixed: TileOverride) -> bool {
+    layout.is_narrow() && fixed.narrow.unwrap_or(true)
+}
+
 /// The most timesteps of a dispatch for a driver that ends loops.
 pub fn steps_within_loops(layout: &LayerLayout, limits: &PlanLimits) -> usize {
     /// Trips of the loops before and after the timesteps: four rows of units, four to an invocation of the narrowest.
     const AROUND: usize = 2 * (4 * SEQUENCE_UNITS / SEQUENCE_LANES[0] as usize + 1) + 2;
     let stride = padded(layout.hidden_size);
     let units = stride.div_ceil(sequence_lanes(stride) as usize);
-    let of_step = units * (loop_trips(stride / 4) + 1) + 2;
+    let narrow = 4 * (NARROW_INPUT / 4 + 1);
+    let of_step = units * (loop_trips(stride / 4) + 1 + narrow) + 2;
     limits.loop_trips.map_or(usize::MAX, |limit| (limit as usize).saturating_sub(AROUND) / of_step)
 }
 
@@ -98,10 +106,10 @@ fn sequence_lanes(stride: usize) -> u32 {
     if stride <= SEQUENCE_LANES[0] as usize { SEQUENCE_LANES[0] } else { SEQUENCE_LANES[1] }
 }
 
-/// The variant of [`Kernel::Sequence`] for so many sequences and units, padded.
-pub fn sequence(cell: CellCode, sequences: usize, stride: usize, limits: &PlanLimits) -> KernelId {
+/// The variant of a kernel of many timesteps for so many sequences and units, padded.
+pub fn sequence(kernel: Kernel, cell: CellCode, sequences: usize, stride: usize, limits: &PlanLimits) -> KernelId {
     KernelId {
-        kernel: Kernel::Sequence,
+        kernel,
         cell,
         rows: if sequences <= 2 { ROW_TILES[0] } else { ROW_TILES[1] },
         lanes: sequence_lanes(stride),

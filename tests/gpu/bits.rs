@@ -1,7 +1,7 @@
 //! Equal bits: whoever the neighbours, whatever the padding, chunks, tiles and outputs asked for.
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, Kernel, LANE_TILES, ROW_TILES, SLICE_TILES, TileOverride, plan, run_fixed};
+use wgpu_lstm::internals::{Fixed, LANE_TILES, ROW_TILES, SLICE_TILES, TileOverride, plan, run_fixed};
 use wgpu_lstm::{
     BatchOutput, CellSpec, Direction, Engine, GruCell, LayerSpec, LstmCell, LstmSpec, Merge, Outputs, Precision,
     RnnCell, SequenceOutput,
@@ -175,7 +175,7 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.engine()?;
     // Besides, sums of more segments than there are slices.
     let long = LstmSpec::stack(5, 540, 1).build()?;
-    let mut num_sequences = 0;
+    let (mut num_sequences, mut num_narrow) = (0, 0);
     for spec in models().into_iter().chain([long]) {
         let case = Case::new("tiles", &spec, &LENGTHS[..19], 9, true, 4);
         let lstm = engine.load_blocking(&case.weights)?;
@@ -188,6 +188,13 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
                 equal_outputs(&format!("rows {rows}, lanes {lanes}"), &output, &expected)?;
             }
         }
+        let tiles = TileOverride { narrow: Some(false), ..TileOverride::default() };
+        for (fixed, is_for_narrow) in [(Fixed::default(), true), (Fixed { tiles, ..Fixed::default() }, false)] {
+            let plan = plan(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
+            num_narrow += usize::from(plan.kernels.iter().any(|id| id.kernel.is_narrow()));
+            let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
+            equal_outputs(&format!("a narrow input in the steps: {is_for_narrow}"), &output, &expected)?;
+        }
         // A few sequences take the form of one row, many the form of four.
         let few = Case::new("few", &spec, &[7, 9], 9, true, 4);
         let of_few = lstm.run_blocking(&few.batch())?;
@@ -196,7 +203,7 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
             let fixed = Fixed { tiles, ..Fixed::default() };
             let plan = plan(&lstm, &batch, fixed).ok_or("not on a GPU")??;
             let dispatches = plan.submits.iter().flat_map(|submit| &submit.dispatches);
-            num_sequences += dispatches.filter(|d| plan.kernels[d.kernel].kernel == Kernel::Sequence).count();
+            num_sequences += dispatches.filter(|d| plan.kernels[d.kernel].kernel.is_sequence()).count();
             let output = run_fixed(&lstm, &batch, fixed).ok_or("not on a GPU")??;
             equal_outputs("many timesteps in a dispatch", &output, expected)?;
             // One timestep at a time, then some: the state goes from dispatch to dispatch.
@@ -214,6 +221,10 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
             let output = run_fixed(&lstm, &few.batch(), fixed).ok_or("not on a GPU")??;
             equal_outputs(&format!("{slices} slices of few rows"), &output, &of_few)?;
         }
+    }
+    // A GRU, an LSTM, one with a projection, and the long one, each once.
+    if num_narrow != 4 {
+        return Err(format!("expected 4 models with a narrow input, found {num_narrow}").into());
     }
     // Two of the models have three layers that can, in two batches each.
     if num_sequences != 6 {

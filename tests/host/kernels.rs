@@ -83,8 +83,8 @@ macro_rules! members {
 fn structs_have_the_same_members_on_both_sides() {
     let step = members!(Step: hidden_size, hidden_stride, h_stride, batch_size, y_stride, y_h, y_c, state_h_n,
         state_last, column_first, column_end, weight_first, weight_columns, num_steps, record_first, record_words, directions);
-    let direction = members!(DirectionStep: gates_first, num_active, y_row, final_from, last_from, padding_0,
-        padding_1, padding_2);
+    let direction = members!(DirectionStep: gates_first, num_active, y_row, final_from, last_from, x_k4, padding_0,
+        padding_1);
     let input = members!(InputParams: rows, columns, x0_first, x0_k4, x1_first, x1_k4, gates_first, x0_stride,
         x1_stride, column_first, column_end, weight_first, weight_columns);
     let copy = members!(CopyParams: rows, width, dst_width, scatter, src_first, src_stride, dst_first, dst_stride,
@@ -144,7 +144,7 @@ fn overrides_constants_and_entry_points_are_those_of_the_table() {
             assert_eq!(constant("ROWS"), Some(id.rows), "{}", id.name());
             assert_eq!(constant("SEGMENT_K4"), Some(SEGMENT as u32 / 4), "{}", id.name());
         }
-        if id.kernel == Kernel::Sequence {
+        if id.kernel.is_sequence() {
             assert_eq!(constant("UNITS"), Some(SEQUENCE_UNITS as u32));
             assert_eq!(constant("STEP_WORDS"), Some(std::mem::offset_of!(Step, directions) as u32 / 4));
             assert_eq!(constant("DIRECTION_WORDS"), Some(size_of::<DirectionStep>() as u32 / 4));
@@ -177,7 +177,7 @@ fn labels_and_names_are_unique() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), ids.len());
-    assert!(ids.len() <= 150, "the browser compiles all of them in each CI run, found {}", ids.len());
+    assert!(ids.len() <= 160, "the browser compiles all of them in each CI run, found {}", ids.len());
 }
 
 #[test]

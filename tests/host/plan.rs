@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use wgpu_lstm::internals::params::Step;
 use wgpu_lstm::internals::{
-    BindingKind, BufferId, Content, Kernel, ModelPart, Plan, PlanLimits, PlanRequest, RowsAt, Schedule, StatesAt,
-    Upload,
+    BindGroup, BindingKind, BufferId, Content, Dispatch, Kernel, ModelPart, Plan, PlanLimits, PlanRequest, RowsAt,
+    Schedule, StatesAt, Submit, Upload,
 };
 use wgpu_lstm::{Direction, ErrorKind, LayerSpec, LstmSpec, Merge, Outputs, SequenceOutput};
 
@@ -57,7 +57,7 @@ fn plans_are_as_reviewed() {
 
 #[test]
 fn a_batch_that_does_not_fit_names_the_limit() {
-    let spec = LstmSpec::stack(4, 1024, 1).build().unwrap();
+    let spec = LstmSpec::stack(40, 1024, 1).build().unwrap();
     let lengths = vec![1; 1000];
     let limited = |limits| Plan::new(&request(&spec, &lengths, limits)).unwrap_err();
     let error = limited(PlanLimits { binding_bytes: 4 << 20, ..DEFAULTS });
@@ -72,6 +72,19 @@ fn a_batch_that_does_not_fit_names_the_limit() {
     let error = limited(PlanLimits { loop_trips: Some(100), ..DEFAULTS });
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("ends loops after 100"), "{error}");
+}
+
+#[test]
+fn a_narrow_input_needs_no_room_for_gates() {
+    let lengths = [100; 50];
+    let scratch = |input_size, binding_bytes| {
+        let spec = LstmSpec::stack(input_size, 256, 1).direction(Direction::Bidirectional).build().unwrap();
+        Plan::new(&request(&spec, &lengths, PlanLimits { binding_bytes, ..DEFAULTS })).unwrap().scratch
+    };
+    let has_gates = |input_size, limit| scratch(input_size, limit).iter().any(|buffer| buffer.label == "x_gates");
+    assert!(!has_gates(32, 8 << 20) && has_gates(33, 8 << 20));
+    // An input in several pieces is projected: steps of both directions may read different ones.
+    assert!(scratch(32, 500_000).iter().any(|buffer| buffer.label == "x.1") && has_gates(32, 500_000));
 }
 
 #[test]
@@ -108,6 +121,23 @@ fn staging_is_split_where_it_would_exceed_the_largest_buffer() {
     assert!(bytes > limit, "the case reads more than one buffer holds: {bytes}");
     assert_eq!(last.staging_bytes.iter().sum::<u64>(), bytes);
     assert!(last.staging_bytes.iter().all(|&size| size <= limit), "{:?}", last.staging_bytes);
+}
+
+/// The record of a dispatch of a timestep, the first of many.
+fn step_of(submit: &Submit, group: &BindGroup, dispatch: &Dispatch) -> Step {
+    let step = submit.uploads.iter().find_map(|upload| match upload {
+        Upload::Uniforms { buffer, offset_bytes, bytes } if *buffer == group.ranges[0].buffer => {
+            let first = (u64::from(dispatch.uniform_bytes) - offset_bytes) as usize;
+            Some(bytemuck::pod_read_unaligned(&bytes[first..][..size_of::<Step>()]))
+        }
+        _ => None,
+    });
+    step.expect("the record is uploaded in the same submit")
+}
+
+/// vec4 of a row of gates.
+fn columns_of_gates(kernel: Kernel, step: &Step) -> u32 {
+    if kernel == Kernel::RnnStep { step.h_stride / 4 } else { step.hidden_size }
 }
 
 fn specs() -> impl Strategy<Value = LstmSpec> {
@@ -249,6 +279,7 @@ proptest! {
 
         let schedule = Schedule::new(&lengths);
         let (mut projected, mut active_steps) = (0usize, 0usize);
+        let mut narrow = std::collections::BTreeSet::new();
         let mut uniform_ranges: Vec<std::ops::Range<u64>> = Vec::new();
         for submit in &plan.submits {
             if request.recorded {
@@ -286,18 +317,28 @@ proptest! {
                     | Kernel::GruCandidate
                     | Kernel::PoolRows
                     | Kernel::CopyRows => {}
-                    Kernel::Sequence => {
-                        let num_steps = submit.uploads.iter().find_map(|upload| match upload {
-                            Upload::Uniforms { buffer, offset_bytes, bytes } if *buffer == group.ranges[0].buffer => {
-                                let first = u64::from(dispatch.uniform_bytes) - offset_bytes;
-                                let first = first as usize + std::mem::offset_of!(Step, num_steps);
-                                Some(u32::from_ne_bytes(bytes[first..][..4].try_into().unwrap()))
+                    kernel => {
+                        let step = step_of(submit, group, dispatch);
+                        active_steps += if kernel.is_sequence() { step.num_steps as usize } else { 1 };
+                        if kernel.is_narrow() {
+                            for range in &group.ranges {
+                                if let BufferId::Model { layer, part: ModelPart::NarrowInput, .. } = range.buffer {
+                                    narrow.insert(layer);
+                                }
                             }
-                            _ => None,
-                        });
-                        active_steps += num_steps.expect("the record is uploaded in the same submit") as usize;
+                        }
+                        // What the first timestep reads of the input or its gates is there.
+                        prop_assert!(kernel.bindings()[1].name == "x_gates" || kernel.is_narrow());
+                        let BufferId::Scratch(read) = group.ranges[1].buffer else {
+                            return Err(TestCaseError::fail("gates are a working buffer"));
+                        };
+                        for at in step.directions.iter().filter(|at| at.num_active > 0) {
+                            let width = if kernel.is_narrow() { at.x_k4 } else { columns_of_gates(kernel, &step) };
+                            let end = u64::from(at.gates_first) + u64::from(at.num_active * width);
+                            prop_assert!(end * 16 <= plan.scratch[read].size_bytes, "{kernel:?} reads to {end}");
+                            prop_assert!(width > 0);
+                        }
                     }
-                    _ => active_steps += 1,
                 }
                 for range in &group.ranges {
                     prop_assert_eq!(range.offset_bytes % 256, 0);
@@ -316,7 +357,8 @@ proptest! {
             }
             prop_assert!(submit.staging_bytes.iter().all(|&size| size <= limits.buffer_bytes));
         }
-        prop_assert!(projected >= spec.num_cells());
+        let in_steps = narrow.iter().map(|&l| spec.layers()[l].num_directions()).sum::<usize>();
+        prop_assert!(projected + in_steps >= spec.num_cells());
         prop_assert_eq!(active_steps, spec.num_layers() * schedule.num_steps(), "one step kernel per layer and timestep");
     }
 }
