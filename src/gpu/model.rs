@@ -1,15 +1,16 @@
 //! A model on the device: packed weights, uploaded once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
 
 use super::device::{Context, new_buffer};
 use crate::error::{Result, bail};
-use crate::kernels::{Kernel, KernelId, ModelPart, padded};
-use crate::pack::pack_layer;
-use crate::plan::{LayerKernels, PlanLimits, TileOverride, sum_len, tiles};
+use crate::kernels::{COLUMN, Kernel, KernelId, LayerLayout, ModelPart, StackPlaces, padded};
+use crate::pack::{PackedLayer, pack_layer};
+use crate::plan::{LayerKernels, PlanLimits, TileOverride, groups, sum_len, tiles};
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
 
@@ -19,6 +20,8 @@ pub(crate) struct GpuLstm {
     pub(super) spec: LstmSpec,
     /// Per layer, by [`ModelPart`], one per range; none for a part that the layer does not have.
     buffers: Vec<[Vec<wgpu::Buffer>; 7]>,
+    /// By first layer: the matrices and the biases of a stack once more, for layers that run side by side.
+    stacks: BTreeMap<usize, [wgpu::Buffer; 2]>,
 }
 
 impl GpuLstm {
@@ -46,6 +49,8 @@ impl GpuLstm {
         }
         let mut cells = weights.cells();
         let mut buffers = Vec::with_capacity(layers.len());
+        let stacks = stacks(&spec, &context.limits);
+        let mut stack_buffers = BTreeMap::new();
         for (l, layer) in layers.iter().enumerate() {
             let layout = context.limits.layout(layers, l);
             let (of_layer, rest) = cells.split_at(layer.num_directions());
@@ -61,12 +66,7 @@ impl GpuLstm {
                             let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
                             let buffer =
                                 new_buffer(&context.device, &format!("lstm.{}.l{l}", part.name()), size, usage);
-                            if layout.is_halved(part) {
-                                let halves: Vec<f16> = content.iter().map(|&w| f16::from_f32(w)).collect();
-                                context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&halves));
-                            } else {
-                                context.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(content));
-                            }
+                            write_weights(context, &buffer, 0, content, layout.is_halved(part));
                             buffer
                         });
                         ranges.collect::<Vec<_>>()
@@ -74,13 +74,24 @@ impl GpuLstm {
                 })
                 .await?;
             buffers.push(uploaded);
+            if let Some(stack) = stacks.iter().find(|stack| stack.contains(&l)) {
+                let layouts: Vec<_> = stack.clone().map(|l| context.limits.layout(layers, l)).collect();
+                let places = StackPlaces::of(&layouts);
+                let upload = || {
+                    let buffers = stack_buffers
+                        .entry(stack.start)
+                        .or_insert_with(|| new_stack(context, stack.start, &layouts[0], &places));
+                    upload_to_stack(context, buffers, l - stack.start, &layout, &places, &packed);
+                };
+                context.guarded("uploading weights", upload).await?;
+            }
         }
         // Writes are staged until a submit; without one the copies of all weights would wait for the first run.
         context.guarded("uploading weights", || context.queue.submit([])).await?;
         for id in kernels(&spec, &context.limits) {
             context.pipeline(id).await?;
         }
-        Ok(Self { context: context.clone(), spec, buffers })
+        Ok(Self { context: context.clone(), spec, buffers, stacks: stack_buffers })
     }
 
     /// Bytes of working buffers of one run.
@@ -91,6 +102,62 @@ impl GpuLstm {
     pub(super) fn buffer(&self, layer: usize, part: ModelPart, range: usize) -> &wgpu::Buffer {
         let index = ModelPart::ALL.iter().position(|&p| p == part).expect("ALL lists every part");
         &self.buffers[layer][index][range]
+    }
+
+    /// The matrices or the biases of the stack that begins with a layer.
+    pub(super) fn stack(&self, layer: usize, vectors: bool) -> &wgpu::Buffer {
+        &self.stacks[&layer][usize::from(vectors)]
+    }
+}
+
+/// The stacks of a model whose layers may run side by side.
+fn stacks(spec: &LstmSpec, limits: &PlanLimits) -> Vec<Range<usize>> {
+    let layers = spec.layers();
+    let is_stack = |layers_of: &Range<usize>| {
+        let layouts: Vec<_> = layers_of.clone().map(|l| limits.layout(layers, l)).collect();
+        let cells: Vec<_> = layers_of.clone().map(|l| LayerKernels::new(layers, l).cell).collect();
+        tiles::is_stack(&layouts, &cells, limits)
+    };
+    groups(layers).into_iter().filter(is_stack).collect()
+}
+
+/// Buffers for the matrices and the biases of a stack.
+fn new_stack(context: &Context, first: usize, layout: &LayerLayout, places: &[StackPlaces]) -> [wgpu::Buffer; 2] {
+    let end = places.last().expect("a stack has layers");
+    let column = (COLUMN * size_of::<f32>()) as u64;
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let matrices = layout.on_device(ModelPart::WeightsHh, 0..end.matrices_end as u64 * column).end;
+    [("stack", matrices), ("stack_bias", end.bias_end as u64 * column)]
+        .map(|(name, size)| new_buffer(&context.device, &format!("lstm.{name}.l{first}"), size, usage))
+}
+
+/// Writes the weights of layer `i` of a stack.
+fn upload_to_stack(
+    context: &Context,
+    [matrices, biases]: &[wgpu::Buffer; 2],
+    i: usize,
+    layout: &LayerLayout,
+    places: &[StackPlaces],
+    packed: &PackedLayer,
+) {
+    let mut parts = vec![(ModelPart::WeightsHh, places[i].w_hh)];
+    if i > 0 {
+        parts.push((ModelPart::WeightsIh, places[i].w_ih));
+    }
+    for (part, first) in parts {
+        write_weights(context, matrices, first, packed.part(part), layout.is_halved(part));
+    }
+    write_weights(context, biases, places[i].bias, packed.part(ModelPart::Bias), false);
+}
+
+/// Writes columns from column `first` of a buffer on, as halves if it has them.
+fn write_weights(context: &Context, buffer: &wgpu::Buffer, first: usize, content: &[f32], halved: bool) {
+    let first_byte = (first * COLUMN * size_of::<f32>()) as u64;
+    if halved {
+        let halves: Vec<f16> = content.iter().map(|&w| f16::from_f32(w)).collect();
+        context.queue.write_buffer(buffer, first_byte / 2, bytemuck::cast_slice(&halves));
+    } else {
+        context.queue.write_buffer(buffer, first_byte, bytemuck::cast_slice(content));
     }
 }
 
@@ -111,6 +178,15 @@ fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
         if tiles::takes_sequence(&layout, limits, TileOverride::default()) {
             let (kernel, stride) = (of_input(Kernel::Sequence), padded(layout.hidden_size));
             ids.extend([1, 3].map(|sequences| tiles::sequence(kernel, cell, sequences, stride, limits)));
+        }
+    }
+    for stack in stacks(spec, limits) {
+        let layouts: Vec<_> = stack.clone().map(|l| limits.layout(spec.layers(), l)).collect();
+        let cells: Vec<_> = stack.clone().map(|l| LayerKernels::new(spec.layers(), l).cell).collect();
+        if tiles::takes_wave(&layouts, &cells, 1, limits, TileOverride::default()) {
+            let columns = layouts.iter().map(|layout| padded(layout.hidden_size)).max().unwrap_or(0);
+            let k = layouts.iter().map(LayerLayout::longest_sum).max().unwrap_or(0);
+            ids.extend(tiles::wave_variants(cells[0], columns, k, limits));
         }
     }
     ids

@@ -221,6 +221,7 @@ impl<'a> Resources<'a> {
     fn buffer(&self, id: BufferId) -> &wgpu::Buffer {
         match id {
             BufferId::Model { layer, part, range } => self.model.buffer(layer, part, range),
+            BufferId::Stack { layer, vectors } => self.model.stack(layer, vectors),
             BufferId::Scratch(index) => self.scratch[index].buffer(),
             BufferId::Dummy => &self.model.context.dummy,
             BufferId::Caller(caller) => &self.caller(caller).buffer,
@@ -391,7 +392,7 @@ impl<'a> Resources<'a> {
                 let table: Vec<u32> = lengths.chain(schedule.row_offsets().iter().copied()).map(|n| n as u32).collect();
                 write(*buffer, bytemuck::cast_slice(&table));
             }
-            Upload::InitialState { layer, c_len, h, state } => {
+            Upload::InitialState { layer, c_len, h, h_places, state, state_places } => {
                 let batch_size = job.lengths.len();
                 let (h_first, c_first) = state_offsets(self.model, *layer, batch_size);
                 let spec = &self.model.spec.layers()[*layer];
@@ -403,10 +404,12 @@ impl<'a> Resources<'a> {
                 let h_0 = of_layer(job.h_0.as_deref(), h_first, spec.h_size());
                 let mut c_0 = of_layer(job.c_0.as_deref(), c_first, spec.c_size());
                 c_0.resize(*c_len, 0.0);
-                write(h[0], bytemuck::cast_slice(&h_0));
-                write(h[1], bytemuck::cast_slice(&h_0));
-                let len = self.extent(&BufferRange::from(*state)).1 as usize / 4;
-                write(*state, bytemuck::cast_slice(&pack_state_buffer(&c_0, &h_0, len)));
+                let first_byte = |(first, _): (usize, usize)| 4 * first as u64;
+                for &h in h {
+                    write_at(h, first_byte(*h_places), bytemuck::cast_slice(&h_0));
+                }
+                let packed = pack_state_buffer(&c_0, &h_0, state_places.1);
+                write_at(*state, first_byte(*state_places), bytemuck::cast_slice(&packed));
             }
             Upload::Clear { .. } => unreachable!("clears are recorded by the caller"),
         }

@@ -366,6 +366,41 @@ impl LayerLayout {
     }
 }
 
+/// Where a layer of a stack lies in the stack's two buffers: one has the matrices of its layers one after another, but for
+/// the input weights of the first, and one the biases. In vec4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackPlaces {
+    /// Input weights [K][H].
+    pub w_ih: usize,
+    /// Recurrent weights [K][H].
+    pub w_hh: usize,
+    /// The end of the matrices so far.
+    pub matrices_end: usize,
+    /// The bias [H].
+    pub bias: usize,
+    /// The end of the biases so far.
+    pub bias_end: usize,
+}
+
+impl StackPlaces {
+    /// Those of the forward layers of a stack.
+    pub fn of(layouts: &[LayerLayout]) -> Vec<StackPlaces> {
+        let (mut matrices, mut biases) = (0, 0);
+        layouts
+            .iter()
+            .enumerate()
+            .map(|(i, layout)| {
+                let w_ih = matrices;
+                let w_hh = w_ih + if i == 0 { 0 } else { layout.input_k() * layout.columns };
+                let bias = biases;
+                matrices = w_hh + layout.k(ModelPart::WeightsHh) * layout.columns_hh;
+                biases += layout.columns;
+                StackPlaces { w_ih, w_hh, matrices_end: matrices, bias, bias_end: biases }
+            })
+            .collect()
+    }
+}
+
 /// The parts that may be split.
 const RANGED: [ModelPart; 3] = [ModelPart::WeightsIh, ModelPart::WeightsHh, ModelPart::WeightsInner];
 

@@ -12,7 +12,7 @@ pub mod params;
 mod rows;
 
 pub use cell::CellCode;
-pub use layout::{Form, LayerLayout, ModelPart};
+pub use layout::{Form, LayerLayout, ModelPart, StackPlaces};
 use rows::RowFunctions;
 
 /// k is summed in segments of this many elements: sequentially inside a segment, then the segment sums in
@@ -144,6 +144,8 @@ pub enum Kernel {
     NarrowGruStep,
     /// [`Kernel::Sequence`] with `gates_narrow` in place of `gates_stored`
     NarrowSequence,
+    /// `shaders/wave.wgsl` with `cell_lstm` and `no_peepholes`
+    Wave,
     /// `shaders/copy_rows.wgsl`
     CopyRows,
     /// `shaders/pool_rows.wgsl`
@@ -156,7 +158,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 24] = [
+    pub const ALL: [Kernel; 25] = [
         Kernel::InputProjection,
         Kernel::InputProjectionSum,
         Kernel::RecurrentStep,
@@ -177,6 +179,7 @@ impl Kernel {
         Kernel::NarrowStepProjected,
         Kernel::NarrowGruStep,
         Kernel::NarrowSequence,
+        Kernel::Wave,
         Kernel::CopyRows,
         Kernel::PoolRows,
         Kernel::SelfTest,
@@ -202,6 +205,7 @@ impl Kernel {
             Kernel::GruCandidate => "gru_candidate",
             Kernel::RnnStep => "rnn_step",
             Kernel::Sequence | Kernel::NarrowSequence => "sequence",
+            Kernel::Wave => "wave",
             Kernel::CopyRows => "copy_rows",
             Kernel::PoolRows => "pool_rows",
             Kernel::SelfTest => "self_test",
@@ -229,7 +233,7 @@ impl Kernel {
 
     /// The binding table of group 0, by binding number.
     pub fn bindings(self) -> &'static [Binding] {
-        use params::{CopyParams, InputParams, MeasureParams, PoolParams, SelfTestParams, Step};
+        use params::{CopyParams, InputParams, MeasureParams, PoolParams, SelfTestParams, Step, WaveStep};
         match self {
             Kernel::InputProjection | Kernel::InputProjectionSum => {
                 const {
@@ -298,6 +302,21 @@ impl Kernel {
                         read_write("y0"),
                         read_write("y1"),
                         read("input_weights"),
+                    ]
+                }
+            }
+            Kernel::Wave => {
+                const {
+                    &[
+                        dynamic_uniform::<WaveStep>("first_record"),
+                        read("x_gates"),
+                        read("weights"),
+                        read("bias"),
+                        read("steps"),
+                        read("h_prev"),
+                        read_write("next"),
+                        read_write("state"),
+                        read_write("y0"),
                     ]
                 }
             }
@@ -488,7 +507,8 @@ impl Kernel {
             | Kernel::NarrowStep
             | Kernel::NarrowStepProjected
             | Kernel::NarrowGruStep
-            | Kernel::NarrowSequence => true,
+            | Kernel::NarrowSequence
+            | Kernel::Wave => true,
             Kernel::InputProjection
             | Kernel::InputProjectionSum
             | Kernel::GateSums
@@ -521,7 +541,7 @@ pub struct KernelId {
 
 impl KernelId {
     /// Every tile of every kernel with the default options of a cell (of those with slices the smallest and the largest, of
-    /// those for a narrow input one or two), and of kernels that depend on the options one tile with each of
+    /// those for a narrow input and for stacks one or two), and of kernels that depend on the options one tile with each of
     /// [`CellCode::examples`]. Other options make more.
     pub fn all() -> Vec<KernelId> {
         let mut ids: Vec<KernelId> = CellCode::examples().into_iter().flat_map(Self::with_options).collect();
@@ -544,8 +564,8 @@ impl KernelId {
                 ids.push(KernelId { kernel, cell, rows, lanes, slices: 1, halves: true });
                 continue;
             }
-            if kernel.is_narrow() {
-                // They differ from the others in one piece, whatever the tile.
+            if kernel.is_narrow() || kernel == Kernel::Wave {
+                // They differ from the others in a few lines, whatever the tile.
                 let (cell, lanes) = (CellCode::default(), SLICED_LANES);
                 ids.push(KernelId { kernel, cell, rows: ROW_TILES[1], lanes, slices: SLICE_TILES[1], halves: true });
                 ids.push(KernelId { kernel, cell, rows: ROW_TILES[2], lanes: 64, slices: 1, halves: false });
@@ -577,7 +597,9 @@ impl KernelId {
     }
 
     fn with_options(cell: CellCode) -> impl Iterator<Item = KernelId> {
-        let kernels = Kernel::ALL.into_iter().filter(|kernel| kernel.has_cell() && !kernel.is_narrow());
+        let kernels = Kernel::ALL
+            .into_iter()
+            .filter(|&kernel| kernel.has_cell() && !kernel.is_narrow() && kernel != Kernel::Wave);
         kernels.map(move |kernel| {
             let rows = if kernel.has_row_tile() { 4 } else { 1 };
             KernelId { kernel, cell, rows, lanes: 64, slices: 1, halves: false }
@@ -698,6 +720,9 @@ impl KernelId {
                 text::STORE_Y,
                 text::STEP,
             ],
+            Kernel::Wave => {
+                &[text::WAVE, text::UPDATE_UNIT, text::CELL_LSTM, text::NO_PEEPHOLES, text::EMIT_ROWS, text::STEP]
+            }
             Kernel::CopyRows => &[text::COPY_ROWS],
             Kernel::PoolRows => &[text::POOL_ROWS],
             Kernel::SelfTest => &[text::SELF_TEST, text::ACTIVATION],
@@ -708,7 +733,7 @@ impl KernelId {
             source.push('\n');
             source.push_str(text);
         };
-        if pieces.contains(&text::UPDATE_UNIT) {
+        if pieces.contains(&text::UPDATE_UNIT) && self.kernel != Kernel::Wave {
             add(if self.kernel.is_narrow() { text::GATES_NARROW } else { text::GATES_STORED });
         }
         if self.kernel.has_cell() {
@@ -728,17 +753,28 @@ impl KernelId {
 
     /// What is generated for the row tile.
     fn row_functions(self) -> Option<RowFunctions> {
-        const STEP: RowFunctions =
-            RowFunctions { weights: "w_hh", inputs: &[("dot_h", &["h_prev"])], finish_leading: &["direction"] };
+        const STEP: RowFunctions = RowFunctions {
+            weights: "w_hh",
+            inputs: &[("dot_h", &["h_prev"])],
+            finish_leading: &["direction"],
+            sums: &["sum"],
+        };
         Some(match self.kernel {
             Kernel::InputProjection => RowFunctions {
                 weights: "weights",
                 inputs: &[("dot_x0", &["x0"]), ("dot_x1", &["x1"])],
                 finish_leading: &[],
+                ..STEP
             },
             Kernel::InputProjectionSum => {
-                RowFunctions { weights: "weights", inputs: &[("dot_x", &["x0", "x1"])], finish_leading: &[] }
+                RowFunctions { weights: "weights", inputs: &[("dot_x", &["x0", "x1"])], finish_leading: &[], ..STEP }
             }
+            Kernel::Wave => RowFunctions {
+                weights: "weights",
+                inputs: &[("dot_h", &["h_prev"])],
+                finish_leading: &[],
+                sums: &["below", "sum"],
+            },
             Kernel::RecurrentStep
             | Kernel::RecurrentStepProjected
             | Kernel::PeepholeStep
@@ -750,15 +786,11 @@ impl KernelId {
             | Kernel::NarrowStep
             | Kernel::NarrowStepProjected
             | Kernel::NarrowGruStep => STEP,
-            Kernel::Sequence | Kernel::NarrowSequence => {
-                RowFunctions { weights: "w_hh", inputs: &[("dot_h", &["h4"])], finish_leading: &["direction"] }
-            }
+            Kernel::Sequence | Kernel::NarrowSequence => RowFunctions { inputs: &[("dot_h", &["h4"])], ..STEP },
             Kernel::ProjectionStep | Kernel::ProjectionStepBias => {
-                RowFunctions { weights: "w_hr", inputs: &[("dot_m", &["m"])], finish_leading: &["direction"] }
+                RowFunctions { weights: "w_hr", inputs: &[("dot_m", &["m"])], ..STEP }
             }
-            Kernel::GruCandidate => {
-                RowFunctions { weights: "w_hn", inputs: &[("dot_m", &["m"])], finish_leading: &["direction"] }
-            }
+            Kernel::GruCandidate => RowFunctions { weights: "w_hn", inputs: &[("dot_m", &["m"])], ..STEP },
             Kernel::NormalizedCell
             | Kernel::NormalizedCellProjected
             | Kernel::CopyRows
@@ -817,6 +849,7 @@ mod text {
     pub(super) const SELF_TEST: &str = include_str!("../../shaders/self_test.wgsl");
     pub(super) const SEQUENCE: &str = include_str!("../../shaders/sequence.wgsl");
     pub(super) const STEP: &str = include_str!("../../shaders/lib/step.wgsl");
+    pub(super) const WAVE: &str = include_str!("../../shaders/wave.wgsl");
     pub(super) const STORE_Y: &str = include_str!("../../shaders/lib/store_y.wgsl");
 }
 

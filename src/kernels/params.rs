@@ -61,6 +61,21 @@ pub struct Step {
     pub directions: [DirectionStep; 2],
 }
 
+/// `WaveStep` of `shaders/wave.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct WaveStep {
+    pub step: Step,
+    pub below_first: u32,
+    pub below_k4: u32,
+    pub w_ih_first: u32,
+    pub w_hh_first: u32,
+    pub bias_first: u32,
+    pub h_first: u32,
+    pub state_first: u32,
+    pub padding_0: u32,
+}
+
 /// `Params` of `shaders/copy_rows.wgsl`; lengths in f32.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

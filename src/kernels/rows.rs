@@ -17,6 +17,8 @@ pub(super) struct RowFunctions {
     pub(super) inputs: &'static [(&'static str, &'static [&'static str])],
     /// Leading u32 parameters of `finish`.
     pub(super) finish_leading: &'static [&'static str],
+    /// The sums that `finish` takes.
+    pub(super) sums: &'static [&'static str],
 }
 
 impl RowFunctions {
@@ -61,9 +63,11 @@ impl RowFunctions {
         }
         let declared: String = self.finish_leading.iter().map(|p| format!("{p}: u32, ")).collect();
         let passed: String = self.finish_leading.iter().map(|p| format!("{p}, ")).collect();
-        writeln!(out, "\nfn finish_rows({declared}row: u32, column: u32, sum: Rows) {{")?;
+        let sums: Vec<_> = self.sums.iter().map(|sum| format!("{sum}: Rows")).collect();
+        writeln!(out, "\nfn finish_rows({declared}row: u32, column: u32, {}) {{", sums.join(", "))?;
         for r in all() {
-            writeln!(out, "    finish({passed}row + {r}u, column, sum.r{r});")?;
+            let sums: Vec<_> = self.sums.iter().map(|sum| format!("{sum}.r{r}")).collect();
+            writeln!(out, "    finish({passed}row + {r}u, column, {});", sums.join(", "))?;
         }
         writeln!(out, "}}")
     }

@@ -221,17 +221,18 @@ impl Planner<'_> {
             let h_stride = padded(layer.h_size());
             for d in 0..layer.num_directions() {
                 let Some([h, c]) = self.states(at, Caller::H0, Caller::C0, l, d) else { continue };
-                // A reverse sequence joins at any step, so both buffers hold its initial h until then.
-                let mut places = vec![(h, b.h[0], 0, layer.h_size(), h_stride)];
-                if layer.direction.is_reverse()[d] {
-                    places.push((h, b.h[1], 0, layer.h_size(), h_stride));
+                // A reverse sequence joins at any step and a layer of a stack some waves later, so both buffers hold the
+                // initial h until then.
+                let mut places = vec![(h, b.h[0], b.h_first, layer.h_size(), h_stride)];
+                if layer.direction.is_reverse()[d] || b.is_stacked {
+                    places.push((h, b.h[1], b.h_first, layer.h_size(), h_stride));
                 }
                 // The final h of a sequence without a step.
                 if some_empty {
                     places.push((h, b.state, b.state_h_n, layer.h_size(), h_stride));
                 }
                 if layer.cell.has_cell_state() {
-                    places.push((c, b.state, 0, layer.c_size(), b.c_stride));
+                    places.push((c, b.state, b.state_first, layer.c_size(), b.c_stride));
                 }
                 for (from, buffer, first, width, stride) in places {
                     let copy = Copy {
@@ -265,7 +266,7 @@ impl Planner<'_> {
                 let Some([h, c]) = to else { continue };
                 let mut places = vec![(of_rank(b.state, b.state_h_n, d, h_stride), h, layer.h_size())];
                 if layer.cell.has_cell_state() {
-                    places.push((of_rank(b.state, 0, d, b.c_stride), c, layer.c_size()));
+                    places.push((of_rank(b.state, b.state_first, d, b.c_stride), c, layer.c_size()));
                 }
                 for (from, to, width) in places {
                     let table = self.state_part(StatePart::To);
@@ -445,7 +446,8 @@ impl Planner<'_> {
             };
             if self.request.outputs.final_state && self.request.finals == StatesAt::Host {
                 if spec.cell.has_cell_state() {
-                    chunk_reads.push_read(Content::CellN { layer }, range(0, b.state_h_n as u64 * F32));
+                    let c_bytes = (b.state_h_n - b.state_first) as u64 * F32;
+                    chunk_reads.push_read(Content::CellN { layer }, range(b.state_first, c_bytes));
                 }
                 chunk_reads.push_read(Content::HiddenN { layer }, range(b.state_h_n, h_bytes));
             }

@@ -68,6 +68,9 @@ impl Plan {
                 "          small layers take many timesteps in one dispatch, a workgroup for one or four sequences"
             )?;
         }
+        if self.kernels.iter().any(|id| id.kernel == Kernel::Wave) {
+            writeln!(out, "          stacked layers run side by side, each a timestep behind the one below")?;
+        }
         if self.kernels.iter().any(|id| id.kernel.is_narrow()) {
             writeln!(out, "          a narrow input is summed over in the steps themselves")?;
         }
@@ -155,7 +158,7 @@ impl Plan {
             Upload::InputRows { rows, stride, .. } => 4 * (rows.len() * stride) as u64,
             Upload::RowTable { rows, .. } => 4 * rows.len() as u64,
             Upload::StateTable { buffer } | Upload::PoolTable { buffer } => size(buffer),
-            Upload::InitialState { h, state, .. } => size(&h[0]) + size(&h[1]) + size(state),
+            Upload::InitialState { h_places, state_places, .. } => 4 * (2 * h_places.1 + state_places.1) as u64,
             Upload::Clear { .. } => 0,
         }
     }

@@ -1,5 +1,7 @@
 //! Which kernels a layer takes, by its cell: the input projection of a chunk, and the dispatches of a timestep.
 
+use std::ops::Range;
+
 use crate::kernels::{CellCode, Form, Kernel, LayerLayout, ModelPart, padded};
 use crate::spec::LayerSpec;
 
@@ -12,6 +14,19 @@ pub struct LayerKernels {
     pub input: (Kernel, usize),
     /// Those of a timestep in order, each with its columns; 0 for one that has a workgroup per sequence.
     pub step: Vec<(Kernel, usize)>,
+}
+
+/// Runs of forward layers, and each layer with a reverse direction by itself.
+pub fn groups(layers: &[LayerSpec]) -> Vec<Range<usize>> {
+    let is_forward = |l: usize| layers[l].direction.is_reverse() == [false];
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    for l in 0..layers.len() {
+        match groups.last_mut() {
+            Some(last) if is_forward(last.start) && is_forward(l) => last.end = l + 1,
+            _ => groups.push(l..l + 1),
+        }
+    }
+    groups
 }
 
 /// The weights that a kernel of a timestep sums with; `None` for one that has no sum over k.
@@ -30,7 +45,8 @@ pub fn summed_part(kernel: Kernel) -> Option<ModelPart> {
         | Kernel::NarrowStep
         | Kernel::NarrowStepProjected
         | Kernel::NarrowGruStep
-        | Kernel::NarrowSequence => Some(ModelPart::WeightsHh),
+        | Kernel::NarrowSequence
+        | Kernel::Wave => Some(ModelPart::WeightsHh),
         Kernel::ProjectionStep | Kernel::ProjectionStepBias | Kernel::GruCandidate => Some(ModelPart::WeightsInner),
         Kernel::NormalizedCell
         | Kernel::NormalizedCellProjected

@@ -12,6 +12,7 @@ mod planes;
 mod planner;
 mod sequence;
 pub mod tiles;
+mod wave;
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -22,7 +23,7 @@ use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, padded};
 use crate::schedule::Schedule;
 use crate::spec::{LayerSpec, LstmSpec};
 pub use explain::GroupNote;
-pub use layers::{LayerKernels, sum_len};
+pub use layers::{LayerKernels, groups, sum_len};
 pub use tiles::TileOverride;
 
 /// What the plan must stay within; read from the adapter and the options.
@@ -197,6 +198,13 @@ pub enum BufferId {
         /// Which range of its columns; 0 if it is not split.
         range: usize,
     },
+    /// Weights of a stack of layers once more, in the layout of [`StackPlaces`](crate::kernels::StackPlaces).
+    Stack {
+        /// The first layer of the stack.
+        layer: usize,
+        /// The biases instead of the matrices.
+        vectors: bool,
+    },
     /// An index into [`Plan::scratch`].
     Scratch(usize),
     /// A few unused bytes, for bindings that a variant does not need.
@@ -231,6 +239,8 @@ impl BufferRange {
         let name = match self.buffer {
             BufferId::Model { layer, part, range: 0 } => format!("{}.l{layer}", part.name()),
             BufferId::Model { layer, part, range } => format!("{}.l{layer}.{range}", part.name()),
+            BufferId::Stack { layer, vectors: false } => format!("stack.l{layer}"),
+            BufferId::Stack { layer, vectors: true } => format!("stack_bias.l{layer}"),
             BufferId::Scratch(index) => index.to_string(),
             BufferId::Dummy => "dummy".to_owned(),
             BufferId::Caller(caller) => caller.name().to_owned(),
@@ -327,12 +337,16 @@ pub enum Upload {
     InitialState {
         /// Layer index.
         layer: usize,
-        /// f32 before h_n in the state buffer.
+        /// f32 before h_n in the layer's part of the state buffer.
         c_len: usize,
         /// The two h buffers, [D, B, h_stride].
         h: [BufferId; 2],
+        /// The first f32 of the layer in them, and how many.
+        h_places: (usize, usize),
         /// The state buffer.
         state: BufferId,
+        /// The first f32 of the layer in it, and how many.
+        state_places: (usize, usize),
     },
     /// Zero a buffer.
     Clear {

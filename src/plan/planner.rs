@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::layers::{sum_len, summed_part};
+use super::layers::{self, sum_len, summed_part};
 use super::planes::{self, Plane};
 use super::tiles::Shape;
 use super::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::batch::SequenceOutput;
 use crate::error::{Error, ErrorKind, Result, bail};
-use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step};
+use crate::kernels::params::{CopyParams, DirectionStep, InputParams, Step, WaveStep};
 use crate::kernels::{CellCode, Kernel, KernelId, LayerLayout, ModelPart, NONE, loop_trips, padded};
 use crate::schedule::Schedule;
 use crate::spec::LayerSpec;
@@ -70,12 +70,17 @@ pub(super) struct RowSource {
 pub(super) struct LayerBuffers {
     pub(super) h: [BufferId; 2],
     pub(super) state: BufferId,
+    /// The first f32 of the layer in `h` and in `state`; the layers of a stack share them.
+    pub(super) h_first: usize,
+    pub(super) state_first: usize,
+    pub(super) is_stacked: bool,
     /// With a second product: its input.
     m: Option<BufferId>,
     /// With layer normalisation: the sums of the gates.
     sums: Option<BufferId>,
-    /// f32 from one rank to the next of what lies first in `state`.
+    /// f32 from one rank to the next of what lies first in the layer's part of `state`.
     pub(super) c_stride: usize,
+    /// In f32 of the whole buffer.
     pub(super) state_h_n: usize,
     pub(super) state_last: Option<usize>,
 }
@@ -225,17 +230,9 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Runs of forward layers, and each layer with a reverse direction by itself.
     fn groups(&self) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        for (l, layer) in self.layers.iter().enumerate() {
-            let reverse = layer.direction.is_reverse();
-            match groups.last_mut() {
-                Some(last) if last.reverse == [false] && reverse == [false] => last.layers.end = l + 1,
-                _ => groups.push(Group { layers: l..l + 1, reverse }),
-            }
-        }
-        groups
+        let group = |layers: Range<usize>| Group { reverse: self.layers[layers.start].direction.is_reverse(), layers };
+        layers::groups(self.layers).into_iter().map(group).collect()
     }
 
     fn allocate(&mut self, label: String, size_bytes: u64, uniform: bool) -> Result<BufferId> {
@@ -325,23 +322,43 @@ impl<'a> Planner<'a> {
     fn allocate_states(&mut self) -> Result<Vec<LayerBuffers>> {
         let batch = self.schedule.batch_size();
         let mut first = Submit::default();
-        let mut buffers = Vec::with_capacity(self.layers.len());
+        let mut buffers: Vec<LayerBuffers> = Vec::with_capacity(self.layers.len());
+        let stacks: Vec<Range<usize>> =
+            self.groups().into_iter().map(|group| group.layers).filter(|layers| self.takes_wave(layers)).collect();
         for (l, layer) in self.layers.iter().enumerate() {
             let rows = layer.num_directions() * batch;
             let layout = self.layouts[l];
             let (h_width, m_width) = (padded(layer.h_size()), padded(layer.hidden_size));
+            let stack = stacks.iter().find(|layers| layers.contains(&l));
+            // The layers of a stack share the buffers of the first.
+            let before = stack.filter(|layers| layers.start < l).map(|_| buffers[l - 1]);
             // What is carried from one half of a GRU's step to the other lies where an LSTM has c.
             let c_width = if layer.cell.has_cell_state() || layout.has_inner { m_width } else { 0 };
             let last = self.request.outputs.sequence == SequenceOutput::Last && l + 1 == self.layers.len();
-            let state_h_n = rows * c_width;
+            let h_len = |layer: &LayerSpec| rows * padded(layer.h_size());
+            let (h_first, state_first) = before.map_or((0, 0), |before| {
+                (before.h_first + h_len(&self.layers[l - 1]), before.state_h_n + h_len(&self.layers[l - 1]))
+            });
+            let state_h_n = state_first + rows * c_width;
             let state_last = last.then_some(state_h_n + rows * h_width);
-            let state_len = state_h_n + rows * h_width * if last { 2 } else { 1 };
+            let state_end = state_h_n + rows * h_width * if last { 2 } else { 1 };
             let bytes = |len: usize| len as u64 * F32;
-            let h = [
-                self.allocate(format!("h_a.l{l}"), bytes(rows * h_width), false)?,
-                self.allocate(format!("h_b.l{l}"), bytes(rows * h_width), false)?,
-            ];
-            let state = self.allocate(format!("state.l{l}"), bytes(state_len), false)?;
+            let (h, state) = match before {
+                Some(before) => (before.h, before.state),
+                None => {
+                    let layers = stack.cloned().unwrap_or(l..l + 1);
+                    let all_h: usize = self.layers[layers.clone()].iter().map(h_len).sum();
+                    let all_c: usize = layers.clone().map(|l| rows * padded(self.layers[l].hidden_size)).sum();
+                    // A stack's `last` belongs to its last layer.
+                    let asked_last = self.request.outputs.sequence == SequenceOutput::Last;
+                    let with_last = asked_last && layers.end == self.layers.len();
+                    let last_len = if with_last { h_len(&self.layers[layers.end - 1]) } else { 0 };
+                    let state_len = if stack.is_some() { all_c + all_h + last_len } else { state_end };
+                    let h_a = self.allocate(format!("h_a.l{l}"), bytes(all_h), false)?;
+                    let h_b = self.allocate(format!("h_b.l{l}"), bytes(all_h), false)?;
+                    ([h_a, h_b], self.allocate(format!("state.l{l}"), bytes(state_len), false)?)
+                }
+            };
             let m = match layout.has_inner {
                 true => Some(self.allocate(format!("m.l{l}"), bytes(rows * m_width), false)?),
                 false => None,
@@ -352,15 +369,32 @@ impl<'a> Planner<'a> {
             };
             // Either way `last` starts as zero: nothing else writes it for a sequence of length 0.
             match self.request.initial {
-                Some(StatesAt::Host) => {
-                    first.uploads.push(Upload::InitialState { layer: l, c_len: state_h_n, h, state });
-                }
+                Some(StatesAt::Host) => first.uploads.push(Upload::InitialState {
+                    layer: l,
+                    c_len: state_h_n - state_first,
+                    h,
+                    h_places: (h_first, h_len(layer)),
+                    state,
+                    state_places: (state_first, state_end - state_first),
+                }),
+                _ if before.is_some() => {}
                 // What is gathered on the device covers all that a sequence with a step reads.
                 Some(_) if self.request.lengths.iter().all(|&n| n > 0) => {}
                 Some(_) => first.uploads.push(Upload::Clear { buffer: state }),
                 None => first.uploads.extend([h[0], h[1], state].map(|buffer| Upload::Clear { buffer })),
             }
-            buffers.push(LayerBuffers { h, state, m, sums, c_stride: c_width, state_h_n, state_last });
+            buffers.push(LayerBuffers {
+                h,
+                state,
+                h_first,
+                state_first,
+                is_stacked: stack.is_some(),
+                m,
+                sums,
+                c_stride: c_width,
+                state_h_n,
+                state_last,
+            });
         }
         if self.uses_state_table() {
             let buffer = self.allocate("state_table".into(), 3 * batch as u64 * F32, false)?;
@@ -424,19 +458,22 @@ impl<'a> Planner<'a> {
         let num_pieces = |planes: &[Option<Plane>; 2]| planes.iter().flatten().map(|p| p.pieces().len()).max();
         let input_pieces = whole_input.as_ref().and_then(num_pieces).unwrap_or(1);
         let output_pieces = num_pieces(&whole_output).unwrap_or(1);
+        let is_stack = buffers[group.layers.start].is_stacked;
         for l in group.layers.clone() {
             // Inside a group the input is a buffer of the chunk.
             let in_one_piece = l > group.layers.start || input_pieces == 1;
-            self.narrow[l] = in_one_piece && tiles::takes_narrow(&self.layouts[l], self.request.tiles);
+            self.narrow[l] = !is_stack && in_one_piece && tiles::takes_narrow(&self.layouts[l], self.request.tiles);
         }
 
         // Bytes that one row of a chunk costs, and the widest of its bindings.
         let directions = group.reverse.len() as u64;
         let gates_of = |l: usize| directions * self.layouts[l].columns as u64 * VEC4;
-        let gates_row = group.layers.clone().filter(|&l| !self.narrow[l]).map(gates_of).max().unwrap_or(0);
+        let has_gates = |&l: &usize| !self.narrow[l] && !(is_stack && l > group.layers.start);
+        let gates_row = group.layers.clone().filter(has_gates).map(gates_of).max().unwrap_or(0);
         // Chunks are as long whether gates are stored or not, so that uploads of one overlap with another.
         let widest_gates = group.layers.clone().map(gates_of).max().expect("a group has a layer");
-        let inner: Vec<usize> = group.layers.clone().filter(|&l| l + 1 < group.layers.end).collect();
+        // The layers of a stack hand on their h.
+        let inner: Vec<usize> = group.layers.clone().filter(|&l| !is_stack && l + 1 < group.layers.end).collect();
         let mut inner_row = [0u64; 2];
         for &l in &inner {
             inner_row[l % 2] = inner_row[l % 2].max(out_layout(l).stride as u64 * F32);
@@ -583,7 +620,13 @@ impl<'a> Planner<'a> {
             if is_first && (k == 0 || !whole) {
                 self.plan_input(&mut chunk, &rows_in, table);
             }
-            for l in group.layers.clone() {
+            if is_stack {
+                let gates = gates.expect("allocated for the first layer");
+                self.plan_input_projection(&mut chunk, group.layers.start, group.reverse, &rows_in, gates);
+                let stored = Stored { planes: output.clone(), layout: out_layout(group.layers.end - 1) };
+                self.plan_wave(&mut chunk, group.layers.clone(), gates, &stored, buffers);
+            }
+            for l in group.layers.clone().filter(|_| !is_stack) {
                 let layout = out_layout(l);
                 let is_end = l + 1 == group.layers.end;
                 let planes = if is_end { output.clone() } else { of_chunk(inner_buffers[l % 2]) };
@@ -708,7 +751,7 @@ impl<'a> Planner<'a> {
 
     /// Bytes from one uniform record to the next.
     fn record_bytes(&self) -> u32 {
-        let largest = size_of::<Step>().max(size_of::<InputParams>()).max(size_of::<CopyParams>()) as u32;
+        let largest = size_of::<WaveStep>().max(size_of::<InputParams>()).max(size_of::<CopyParams>()) as u32;
         largest.next_multiple_of(self.request.limits.uniform_alignment)
     }
 
@@ -1051,6 +1094,7 @@ impl<'a> Planner<'a> {
                 | Kernel::InputProjectionSum
                 | Kernel::Sequence
                 | Kernel::NarrowSequence
+                | Kernel::Wave
                 | Kernel::CopyRows
                 | Kernel::PoolRows
                 | Kernel::SelfTest
@@ -1162,6 +1206,13 @@ pub(super) struct StepRecord {
 pub(super) struct Stored {
     planes: [Option<Plane>; 2],
     layout: RowLayout,
+}
+
+impl Stored {
+    /// For a layer whose output is not stored.
+    pub(super) fn nothing() -> Self {
+        Self { planes: [None, None], layout: RowLayout { stride: 0, h_column: None, c_column: None } }
+    }
 }
 
 /// A submit in the making.

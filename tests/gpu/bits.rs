@@ -1,7 +1,7 @@
 //! Equal bits: whoever the neighbours, whatever the padding, chunks, tiles and outputs asked for.
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, LANE_TILES, ROW_TILES, SLICE_TILES, TileOverride, plan, run_fixed};
+use wgpu_lstm::internals::{Fixed, Kernel, LANE_TILES, ROW_TILES, SLICE_TILES, TileOverride, plan, run_fixed};
 use wgpu_lstm::{
     BatchOutput, CellSpec, Direction, Engine, GruCell, LayerSpec, LstmCell, LstmSpec, Merge, Outputs, Precision,
     RnnCell, SequenceOutput,
@@ -175,7 +175,7 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.engine()?;
     // Besides, sums of more segments than there are slices.
     let long = LstmSpec::stack(5, 540, 1).build()?;
-    let (mut num_sequences, mut num_narrow) = (0, 0);
+    let (mut num_sequences, mut num_narrow, mut num_stacks) = (0, 0, 0);
     for spec in models().into_iter().chain([long]) {
         let case = Case::new("tiles", &spec, &LENGTHS[..19], 9, true, 4);
         let lstm = engine.load_blocking(&case.weights)?;
@@ -194,6 +194,14 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
             num_narrow += usize::from(plan.kernels.iter().any(|id| id.kernel.is_narrow()));
             let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
             equal_outputs(&format!("a narrow input in the steps: {is_for_narrow}"), &output, &expected)?;
+        }
+        let tiles = TileOverride { wave: Some(true), ..TileOverride::default() };
+        for slices in [None, Some(8)] {
+            let fixed = Fixed { tiles: TileOverride { slices, ..tiles }, ..Fixed::default() };
+            let plan = plan(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
+            num_stacks += usize::from(plan.kernels.iter().any(|id| id.kernel == Kernel::Wave));
+            let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
+            equal_outputs(&format!("layers side by side, {slices:?} slices"), &output, &expected)?;
         }
         // A few sequences take the form of one row, many the form of four.
         let few = Case::new("few", &spec, &[7, 9], 9, true, 4);
@@ -225,6 +233,9 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
     // A GRU, an LSTM, one with a projection, and the long one, each once.
     if num_narrow != 4 {
         return Err(format!("expected 4 models with a narrow input, found {num_narrow}").into());
+    }
+    if num_stacks != 2 {
+        return Err(format!("expected a stack in two runs, found {num_stacks}").into());
     }
     // Two of the models have three layers that can, in two batches each.
     if num_sequences != 6 {

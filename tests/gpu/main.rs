@@ -14,6 +14,7 @@ mod many;
 mod onnx;
 mod parity;
 mod robustness;
+mod stacks;
 mod stream;
 #[path = "../support/mod.rs"]
 mod support;
@@ -90,6 +91,7 @@ fn main() {
         many::TESTS,
         trouble::TESTS,
         robustness::TESTS,
+        stacks::TESTS,
         parity::TESTS,
         conformance::TESTS,
         onnx::TESTS,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, Override, StorageAccess, TypeInner};
 use wgpu_lstm::internals::params::{
-    CopyParams, DirectionStep, InputParams, MeasureParams, PoolParams, SelfTestParams, Step,
+    CopyParams, DirectionStep, InputParams, MeasureParams, PoolParams, SelfTestParams, Step, WaveStep,
 };
 use wgpu_lstm::internals::{Binding, BindingKind, CellCode, Kernel, KernelId, NONE, SEGMENT, SEQUENCE_UNITS};
 
@@ -85,6 +85,8 @@ fn structs_have_the_same_members_on_both_sides() {
         state_last, column_first, column_end, weight_first, weight_columns, num_steps, record_first, record_words, directions);
     let direction = members!(DirectionStep: gates_first, num_active, y_row, final_from, last_from, x_k4, padding_0,
         padding_1);
+    let wave = members!(WaveStep: step, below_first, below_k4, w_ih_first, w_hh_first, bias_first, h_first, state_first,
+        padding_0);
     let input = members!(InputParams: rows, columns, x0_first, x0_k4, x1_first, x1_k4, gates_first, x0_stride,
         x1_stride, column_first, column_end, weight_first, weight_columns);
     let copy = members!(CopyParams: rows, width, dst_width, scatter, src_first, src_stride, dst_first, dst_stride,
@@ -100,6 +102,7 @@ fn structs_have_the_same_members_on_both_sides() {
             Kernel::PoolRows => vec![("Params", &pool)],
             Kernel::SelfTest => vec![("Params", &self_test)],
             Kernel::Measure => vec![("Params", &measure)],
+            Kernel::Wave => vec![("WaveStep", &wave), ("Step", &step), ("DirectionStep", &direction)],
             _ => vec![("Step", &step), ("DirectionStep", &direction)],
         };
         let module = parse(id);
@@ -148,6 +151,10 @@ fn overrides_constants_and_entry_points_are_those_of_the_table() {
             assert_eq!(constant("UNITS"), Some(SEQUENCE_UNITS as u32));
             assert_eq!(constant("STEP_WORDS"), Some(std::mem::offset_of!(Step, directions) as u32 / 4));
             assert_eq!(constant("DIRECTION_WORDS"), Some(size_of::<DirectionStep>() as u32 / 4));
+        }
+        if id.kernel == Kernel::Wave {
+            assert_eq!(constant("STEP_WORDS"), Some(std::mem::offset_of!(Step, directions) as u32 / 4));
+            assert_eq!(constant("WAVE_WORDS"), Some(size_of::<Step>() as u32 / 4));
         }
         if let Some(none) = constant("NONE") {
             assert_eq!(none, NONE);

@@ -75,6 +75,32 @@ fn a_batch_that_does_not_fit_names_the_limit() {
 }
 
 #[test]
+fn layers_of_a_stack_run_side_by_side_for_few_sequences() {
+    let wide = PlanLimits { wide: true, ..DEFAULTS };
+    let dispatches = |spec: &LstmSpec, batch_size, limits| {
+        let lengths = vec![100; batch_size];
+        let plan = Plan::new(&request(spec, &lengths, limits)).unwrap();
+        plan.submits.iter().map(|submit| submit.dispatches.len()).sum::<usize>()
+    };
+    let stack = LstmSpec::stack(40, 128, 3).build().unwrap();
+    // The input projection, and 100 timesteps with each layer one behind the one below.
+    assert_eq!(dispatches(&stack, 1, wide), 1 + 100 + 2);
+    assert_eq!(dispatches(&stack, 32, wide), 1 + 100 + 2);
+    for (spec, batch_size, limits) in [
+        (stack.clone(), 33, wide),
+        (stack.clone(), 1, DEFAULTS),
+        // Too many weights, and options that differ.
+        (LstmSpec::stack(40, 512, 3).build().unwrap(), 1, wide),
+        (LstmSpec::stack(40, 128, 3).projection(20).build().unwrap(), 1, wide),
+    ] {
+        assert!(dispatches(&spec, batch_size, limits) >= 303, "{spec:?}, batch of {batch_size}");
+    }
+    // A layer with a reverse direction needs all of the one below.
+    let turning = LstmSpec::stack(40, 128, 2).direction(Direction::Bidirectional).build().unwrap();
+    assert!(dispatches(&turning, 1, wide) >= 204);
+}
+
+#[test]
 fn a_narrow_input_needs_no_room_for_gates() {
     let lengths = [100; 50];
     let scratch = |input_size, binding_bytes| {
@@ -253,11 +279,13 @@ proptest! {
         cells in any::<bool>(),
         sequence in 0..3usize,
         wide in any::<bool>(),
+        stacked in any::<bool>(),
     ) {
         lengths.push(1);
         let limits =
             PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, buffer_bytes: 1 << 20, wide, ..DEFAULTS };
         let mut request = request(&spec, &lengths, limits);
+        request.tiles.wave = stacked.then_some(true);
         request.outputs.cells = cells && spec.last_layer().c_size() > 0;
         request.outputs.sequence = [SequenceOutput::None, SequenceOutput::Last, SequenceOutput::All][sequence];
         request.initial =
@@ -279,7 +307,7 @@ proptest! {
 
         let schedule = Schedule::new(&lengths);
         let (mut projected, mut active_steps) = (0usize, 0usize);
-        let mut narrow = std::collections::BTreeSet::new();
+        let (mut narrow, mut stacks) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
         let mut uniform_ranges: Vec<std::ops::Range<u64>> = Vec::new();
         for submit in &plan.submits {
             if request.recorded {
@@ -317,6 +345,13 @@ proptest! {
                     | Kernel::GruCandidate
                     | Kernel::PoolRows
                     | Kernel::CopyRows => {}
+                    Kernel::Wave => {
+                        active_steps += dispatch.workgroups[2] as usize;
+                        stacks.extend(group.ranges.iter().filter_map(|range| match range.buffer {
+                            BufferId::Stack { layer, .. } => Some(layer),
+                            _ => None,
+                        }));
+                    }
                     kernel => {
                         let step = step_of(submit, group, dispatch);
                         active_steps += if kernel.is_sequence() { step.num_steps as usize } else { 1 };
@@ -358,7 +393,10 @@ proptest! {
             prop_assert!(submit.staging_bytes.iter().all(|&size| size <= limits.buffer_bytes));
         }
         let in_steps = narrow.iter().map(|&l| spec.layers()[l].num_directions()).sum::<usize>();
-        prop_assert!(projected + in_steps >= spec.num_cells());
+        // The layers of a stack but for the first.
+        let is_forward = |l: &usize| spec.layers().get(*l).is_some_and(|layer| layer.direction == Direction::Forward);
+        let in_waves = stacks.iter().map(|&first| (first + 1..).take_while(is_forward).count()).sum::<usize>();
+        prop_assert!(projected + in_steps + in_waves >= spec.num_cells());
         prop_assert_eq!(active_steps, spec.num_layers() * schedule.num_steps(), "one step kernel per layer and timestep");
     }
 }
