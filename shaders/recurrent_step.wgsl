@@ -8,10 +8,11 @@
 // shaders/lib/emit_m.wgsl.
 //
 // Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
+// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H], or x · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 next read_write [D, B, stride] (h, or m with projection)
 //            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]; no c in a GRU
-//            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse · 8 peepholes read [D, H], where there are any
+//            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse · 8 peepholes read [D, H],
+//            or input_weights (shaders/lib/gates_narrow.wgsl), where there are any
 // Overrides  WG_X, WG_Y: product ≤ 256; ROWS, SLICES and the tile's functions are text, see src/kernels/rows.rs
 // Workgroup  ROWS · SLICES · 256 bytes if SLICES > 1      Barriers   two per SLICES segments then
 // Sum        the segments of h in order, then added to x_gates

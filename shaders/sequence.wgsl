@@ -4,9 +4,10 @@
 // passes between workgroups. Each step is that of recurrent_step, in the same order of summation.
 //
 // Dispatch   x: ceil(batch_size / ROWS), y: 1, z: directions
-// Bindings   0 step uniform of the first timestep, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, H]
+// Bindings   0 step uniform of the first timestep, dynamic offset · 1 x_gates read [rows, H], or x · 2 w_hh read [D, K, H]
 //            3 steps read, a window of the uniforms: a record per timestep · 4 h read_write [D, B, h_stride], before and after
 //            5 state read_write, as in recurrent_step · 6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse
+//            8 input_weights (shaders/lib/gates_narrow.wgsl), where there are any
 // Overrides  WG_X ≤ 256; ROWS is text, see src/kernels/rows.rs
 // Workgroup  12 · ROWS · UNITS bytes      Barriers   one per timestep; their number is uniform
 // Sum        the segments of h in order, then added to x_gates

@@ -269,10 +269,11 @@ impl Engine {
             }
         };
         #[cfg(feature = "gpu")]
-        let alternative =
-            self.inner.costs.zip(self.context()).and_then(|(costs, context)| {
-                Alternative::new(weights, self.inner.precision, context.limits.wide, costs)
-            });
+        let alternative = self
+            .inner
+            .costs
+            .zip(self.context())
+            .and_then(|(costs, context)| Alternative::new(weights, self.inner.precision, &context.limits, costs));
         let model = match &self.inner.device {
             #[cfg(feature = "gpu")]
             Device::Gpu(context) => match GpuLstm::load(context, weights).await {

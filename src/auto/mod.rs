@@ -18,6 +18,7 @@ use crate::batch::{BatchOutput, SequenceBatch, SequenceOutput};
 use crate::error::Result;
 use crate::gpu::Context;
 use crate::options::{BackendKind, DeviceReport, EngineOptions, Precision};
+use crate::plan::PlanLimits;
 use crate::weights::LstmWeights;
 
 #[cfg(feature = "cpu")]
@@ -92,11 +93,11 @@ pub(crate) struct Alternative {
 
 impl Alternative {
     /// `None` without the CPU backend.
-    pub(crate) fn new(weights: &LstmWeights, precision: Precision, many_lanes: bool, costs: Costs) -> Option<Self> {
+    pub(crate) fn new(weights: &LstmWeights, precision: Precision, limits: &PlanLimits, costs: Costs) -> Option<Self> {
         let cpu = CpuLstm::new(weights, precision);
         #[cfg(not(feature = "cpu"))]
         let cpu = cpu?;
-        Some(Self { cpu, costs, work: Work::new(weights.spec(), many_lanes) })
+        Some(Self { cpu, costs, work: Work::new(weights.spec(), limits) })
     }
 
     /// Runs a validated batch on the CPU backend.

@@ -1,16 +1,15 @@
 //! A model on the device: packed weights, uploaded once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
 
 use super::device::{Context, new_buffer};
 use crate::error::{Result, bail};
-use crate::kernels::{COLUMN, Kernel, KernelId, LayerLayout, ModelPart, StackPlaces, padded};
+use crate::kernels::{COLUMN, Kernel, KernelId, ModelPart, padded};
 use crate::pack::{PackedLayer, pack_layer};
-use crate::plan::{LayerKernels, PlanLimits, TileOverride, groups, sum_len, tiles};
+use crate::plan::{LayerKernels, PlanLimits, Stack, TileOverride, sum_len, tiles};
 use crate::spec::LstmSpec;
 use crate::weights::LstmWeights;
 
@@ -49,7 +48,7 @@ impl GpuLstm {
         }
         let mut cells = weights.cells();
         let mut buffers = Vec::with_capacity(layers.len());
-        let stacks = stacks(&spec, &context.limits);
+        let stacks = Stack::all(layers, &context.limits);
         let mut stack_buffers = BTreeMap::new();
         for (l, layer) in layers.iter().enumerate() {
             let layout = context.limits.layout(layers, l);
@@ -74,14 +73,11 @@ impl GpuLstm {
                 })
                 .await?;
             buffers.push(uploaded);
-            if let Some(stack) = stacks.iter().find(|stack| stack.contains(&l)) {
-                let layouts: Vec<_> = stack.clone().map(|l| context.limits.layout(layers, l)).collect();
-                let places = StackPlaces::of(&layouts);
+            if let Some(stack) = stacks.iter().find(|stack| stack.layers.contains(&l)) {
                 let upload = || {
-                    let buffers = stack_buffers
-                        .entry(stack.start)
-                        .or_insert_with(|| new_stack(context, stack.start, &layouts[0], &places));
-                    upload_to_stack(context, buffers, l - stack.start, &layout, &places, &packed);
+                    let first = stack.layers.start;
+                    let buffers = stack_buffers.entry(first).or_insert_with(|| new_stack(context, stack));
+                    upload_to_stack(context, buffers, stack, l - first, &packed);
                 };
                 context.guarded("uploading weights", upload).await?;
             }
@@ -110,44 +106,33 @@ impl GpuLstm {
     }
 }
 
-/// The stacks of a model whose layers may run side by side.
-fn stacks(spec: &LstmSpec, limits: &PlanLimits) -> Vec<Range<usize>> {
-    let layers = spec.layers();
-    let is_stack = |layers_of: &Range<usize>| {
-        let layouts: Vec<_> = layers_of.clone().map(|l| limits.layout(layers, l)).collect();
-        let cells: Vec<_> = layers_of.clone().map(|l| LayerKernels::new(layers, l).cell).collect();
-        tiles::is_stack(&layouts, &cells, limits)
-    };
-    groups(layers).into_iter().filter(is_stack).collect()
-}
-
 /// Buffers for the matrices and the biases of a stack.
-fn new_stack(context: &Context, first: usize, layout: &LayerLayout, places: &[StackPlaces]) -> [wgpu::Buffer; 2] {
-    let end = places.last().expect("a stack has layers");
+fn new_stack(context: &Context, stack: &Stack) -> [wgpu::Buffer; 2] {
+    let end = *stack.places().last().expect("a stack has layers");
     let column = (COLUMN * size_of::<f32>()) as u64;
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-    let matrices = layout.on_device(ModelPart::WeightsHh, 0..end.matrices_end as u64 * column).end;
+    let matrices = stack.layouts[0].on_device(ModelPart::WeightsHh, 0..end.matrices_end as u64 * column).end;
     [("stack", matrices), ("stack_bias", end.bias_end as u64 * column)]
-        .map(|(name, size)| new_buffer(&context.device, &format!("lstm.{name}.l{first}"), size, usage))
+        .map(|(name, size)| new_buffer(&context.device, &format!("lstm.{name}.l{}", stack.layers.start), size, usage))
 }
 
 /// Writes the weights of layer `i` of a stack.
 fn upload_to_stack(
     context: &Context,
     [matrices, biases]: &[wgpu::Buffer; 2],
+    stack: &Stack,
     i: usize,
-    layout: &LayerLayout,
-    places: &[StackPlaces],
     packed: &PackedLayer,
 ) {
-    let mut parts = vec![(ModelPart::WeightsHh, places[i].w_hh)];
+    let places = stack.places()[i];
+    let mut parts = vec![(ModelPart::WeightsHh, places.w_hh)];
     if i > 0 {
-        parts.push((ModelPart::WeightsIh, places[i].w_ih));
+        parts.push((ModelPart::WeightsIh, places.w_ih));
     }
     for (part, first) in parts {
-        write_weights(context, matrices, first, packed.part(part), layout.is_halved(part));
+        write_weights(context, matrices, first, packed.part(part), stack.layouts[i].is_halved(part));
     }
-    write_weights(context, biases, places[i].bias, packed.part(ModelPart::Bias), false);
+    write_weights(context, biases, places.bias, packed.part(ModelPart::Bias), false);
 }
 
 /// Writes columns from column `first` of a buffer on, as halves if it has them.
@@ -180,14 +165,11 @@ fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
             ids.extend([1, 3].map(|sequences| tiles::sequence(kernel, cell, sequences, stride, limits)));
         }
     }
-    for stack in stacks(spec, limits) {
-        let layouts: Vec<_> = stack.clone().map(|l| limits.layout(spec.layers(), l)).collect();
-        let cells: Vec<_> = stack.clone().map(|l| LayerKernels::new(spec.layers(), l).cell).collect();
-        if tiles::takes_wave(&layouts, &cells, 1, limits, TileOverride::default()) {
-            let columns = layouts.iter().map(|layout| padded(layout.hidden_size)).max().unwrap_or(0);
-            let k = layouts.iter().map(LayerLayout::longest_sum).max().unwrap_or(0);
-            ids.extend(tiles::wave_variants(cells[0], columns, k, limits));
-        }
-    }
+    let stacks = Stack::all(spec.layers(), limits).into_iter();
+    ids.extend(
+        stacks
+            .filter(|stack| stack.takes_wave(1, limits, TileOverride::default()))
+            .flat_map(|stack| stack.variants(limits)),
+    );
     ids
 }

@@ -25,6 +25,8 @@ use crate::spec::{LayerSpec, LstmSpec};
 pub use explain::GroupNote;
 pub use layers::{LayerKernels, groups, sum_len};
 pub use tiles::TileOverride;
+pub use wave::Stack;
+pub(crate) use wave::WAVE_ROWS;
 
 /// What the plan must stay within; read from the adapter and the options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,23 @@ pub struct PlanLimits {
     pub wide: bool,
     /// Whether weights lie on the device as halves.
     pub halves: bool,
+}
+
+#[cfg(test)]
+impl PlanLimits {
+    /// WebGPU's default limits.
+    pub(crate) fn defaults(wide: bool) -> Self {
+        Self {
+            binding_bytes: 128 << 20,
+            buffer_bytes: 256 << 20,
+            workgroups: 65535,
+            uniform_alignment: 256,
+            budget_bytes: 1 << 30,
+            loop_trips: None,
+            wide,
+            halves: false,
+        }
+    }
 }
 
 impl PlanLimits {
@@ -198,7 +217,7 @@ pub enum BufferId {
         /// Which range of its columns; 0 if it is not split.
         range: usize,
     },
-    /// Weights of a stack of layers once more, in the layout of [`StackPlaces`](crate::kernels::StackPlaces).
+    /// Weights of a stack of layers once more, in the layout of `kernels::StackPlaces`.
     Stack {
         /// The first layer of the stack.
         layer: usize,

@@ -11,6 +11,7 @@ use std::ops::Range;
 use super::layers::{self, sum_len, summed_part};
 use super::planes::{self, Plane};
 use super::tiles::Shape;
+use super::wave::Stack;
 use super::{
     BindGroup, BufferId, BufferRange, Content, Dispatch, GroupNote, LayerKernels, Plan, PlanRequest, Read, RowLayout,
     RowsAt, ScratchBuffer, StatesAt, Submit, Upload, tiles,
@@ -28,7 +29,7 @@ const VEC4: u64 = 16;
 /// its caches.
 const GATES_TARGET_BYTES: u64 = 64 << 20;
 /// The most timesteps of one submit, so that encoding the next overlaps the run of this one.
-const MAX_STEPS_PER_CHUNK: usize = 512;
+pub(super) const MAX_STEPS_PER_CHUNK: usize = 512;
 
 /// A submit takes as long as this many of the longest dispatches: about a second, since some drivers reset a device after
 /// two.
@@ -97,6 +98,8 @@ pub(super) struct Planner<'a> {
     pub(super) layer_kernels: Vec<LayerKernels>,
     /// Whether the steps of a layer sum over its input themselves; known once its group is planned.
     narrow: Vec<bool>,
+    /// Stacks whose layers run side by side.
+    stacks: Vec<Stack>,
     pub(super) schedule: Schedule,
     max_chunk_rows: usize,
     scratch: Vec<ScratchBuffer>,
@@ -190,6 +193,7 @@ impl<'a> Planner<'a> {
             layouts: (0..layers.len()).map(|l| request.limits.layout(layers, l)).collect(),
             layer_kernels: (0..layers.len()).map(|l| LayerKernels::new(layers, l)).collect(),
             narrow: vec![false; layers.len()],
+            stacks: Vec::new(),
             schedule,
             max_chunk_rows,
             scratch: Vec::new(),
@@ -323,15 +327,14 @@ impl<'a> Planner<'a> {
         let batch = self.schedule.batch_size();
         let mut first = Submit::default();
         let mut buffers: Vec<LayerBuffers> = Vec::with_capacity(self.layers.len());
-        let stacks: Vec<Range<usize>> =
-            self.groups().into_iter().map(|group| group.layers).filter(|layers| self.takes_wave(layers)).collect();
+        self.stacks = self.stacks();
         for (l, layer) in self.layers.iter().enumerate() {
             let rows = layer.num_directions() * batch;
             let layout = self.layouts[l];
             let (h_width, m_width) = (padded(layer.h_size()), padded(layer.hidden_size));
-            let stack = stacks.iter().find(|layers| layers.contains(&l));
+            let stack = self.stacks.iter().map(|stack| stack.layers.clone()).find(|layers| layers.contains(&l));
             // The layers of a stack share the buffers of the first.
-            let before = stack.filter(|layers| layers.start < l).map(|_| buffers[l - 1]);
+            let before = stack.as_ref().filter(|layers| layers.start < l).map(|_| buffers[l - 1]);
             // What is carried from one half of a GRU's step to the other lies where an LSTM has c.
             let c_width = if layer.cell.has_cell_state() || layout.has_inner { m_width } else { 0 };
             let last = self.request.outputs.sequence == SequenceOutput::Last && l + 1 == self.layers.len();
@@ -346,7 +349,7 @@ impl<'a> Planner<'a> {
             let (h, state) = match before {
                 Some(before) => (before.h, before.state),
                 None => {
-                    let layers = stack.cloned().unwrap_or(l..l + 1);
+                    let layers = stack.clone().unwrap_or(l..l + 1);
                     let all_h: usize = self.layers[layers.clone()].iter().map(h_len).sum();
                     let all_c: usize = layers.clone().map(|l| rows * padded(self.layers[l].hidden_size)).sum();
                     // A stack's `last` belongs to its last layer.
@@ -458,7 +461,8 @@ impl<'a> Planner<'a> {
         let num_pieces = |planes: &[Option<Plane>; 2]| planes.iter().flatten().map(|p| p.pieces().len()).max();
         let input_pieces = whole_input.as_ref().and_then(num_pieces).unwrap_or(1);
         let output_pieces = num_pieces(&whole_output).unwrap_or(1);
-        let is_stack = buffers[group.layers.start].is_stacked;
+        let stack = self.stacks.iter().find(|stack| stack.layers == group.layers).cloned();
+        let is_stack = stack.is_some();
         for l in group.layers.clone() {
             // Inside a group the input is a buffer of the chunk.
             let in_one_piece = l > group.layers.start || input_pieces == 1;
@@ -468,7 +472,7 @@ impl<'a> Planner<'a> {
         // Bytes that one row of a chunk costs, and the widest of its bindings.
         let directions = group.reverse.len() as u64;
         let gates_of = |l: usize| directions * self.layouts[l].columns as u64 * VEC4;
-        let has_gates = |&l: &usize| !self.narrow[l] && !(is_stack && l > group.layers.start);
+        let has_gates = |&l: &usize| !(self.narrow[l] || is_stack && l > group.layers.start);
         let gates_row = group.layers.clone().filter(has_gates).map(gates_of).max().unwrap_or(0);
         // Chunks are as long whether gates are stored or not, so that uploads of one overlap with another.
         let widest_gates = group.layers.clone().map(gates_of).max().expect("a group has a layer");
@@ -620,11 +624,11 @@ impl<'a> Planner<'a> {
             if is_first && (k == 0 || !whole) {
                 self.plan_input(&mut chunk, &rows_in, table);
             }
-            if is_stack {
+            if let Some(stack) = &stack {
                 let gates = gates.expect("allocated for the first layer");
                 self.plan_input_projection(&mut chunk, group.layers.start, group.reverse, &rows_in, gates);
                 let stored = Stored { planes: output.clone(), layout: out_layout(group.layers.end - 1) };
-                self.plan_wave(&mut chunk, group.layers.clone(), gates, &stored, buffers);
+                self.plan_wave(&mut chunk, stack, gates, &stored, buffers);
             }
             for l in group.layers.clone().filter(|_| !is_stack) {
                 let layout = out_layout(l);
@@ -955,6 +959,7 @@ impl<'a> Planner<'a> {
     }
 
     /// What timestep `s` of layer `l` needs to know, but for its columns.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a layer, named at its three calls")]
     pub(super) fn step_record(
         &self,
         chunk: &Chunk,

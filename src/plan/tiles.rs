@@ -2,8 +2,8 @@
 
 use super::PlanLimits;
 use crate::kernels::{
-    COLUMN, CellCode, Form, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NARROW_INPUT, ROW_TILES, SEGMENT,
-    SEQUENCE_LANES, SEQUENCE_UNITS, SLICE_TILES, SLICED_LANES, StackPlaces, WORKGROUP_SIZE, loop_trips, padded,
+    CellCode, Form, Kernel, KernelId, LANE_TILES, LayerLayout, ModelPart, NARROW_INPUT, ROW_TILES, SEGMENT,
+    SEQUENCE_LANES, SEQUENCE_UNITS, SLICE_TILES, SLICED_LANES, WORKGROUP_SIZE, loop_trips, padded,
 };
 
 /// Units up to which a processor of a wide device keeps the weights of a layer next to it: 147 KB of f32.
@@ -82,61 +82,21 @@ pub fn choose(kernel: Kernel, cell: CellCode, shape: Shape, limits: &PlanLimits,
 /// Whether a layer runs many timesteps in one dispatch: a workgroup goes through them for some sequences, and reads the
 /// weights once a timestep. For a layer whose weights stay near one processor, and for a plain LSTM.
 pub fn takes_sequence(layout: &LayerLayout, limits: &PlanLimits, fixed: TileOverride) -> bool {
-    let plain = layout.form == Form::Lstm && !layout.is_normalized() && !layout.has_peepholes() && !layout.has_inner;
-    let able = plain && padded(layout.hidden_size) <= SEQUENCE_UNITS && layout.num_ranges(ModelPart::WeightsHh) == 1;
+    let able = is_plain(layout)
+        && padded(layout.hidden_size) <= SEQUENCE_UNITS
+        && layout.num_ranges(ModelPart::WeightsHh) == 1;
     able && steps_within_loops(layout, limits) > 0
         && fixed.sequence.unwrap_or(limits.wide && layout.hidden_size <= NEAR_UNITS)
+}
+
+/// Whether a layer is an LSTM without projection, peepholes and normalisation.
+pub(super) fn is_plain(layout: &LayerLayout) -> bool {
+    layout.form == Form::Lstm && !layout.is_normalized() && !layout.has_peepholes() && !layout.has_inner
 }
 
 /// Whether the steps of a layer sum over its input themselves instead of reading gates that an input projection left.
 pub fn takes_narrow(layout: &LayerLayout, fixed: TileOverride) -> bool {
     layout.is_narrow() && fixed.narrow.unwrap_or(true)
-}
-
-/// The most bytes of a stack's matrices: the device has them twice, and reads those of the input once a timestep.
-const STACK_BYTES: usize = 4 << 20;
-/// The most sequences of a stack whose layers run side by side: more of them fill a device with one layer.
-const WAVE_ROWS: usize = 32;
-
-/// Whether forward layers are a stack that the device has in one piece: plain LSTMs with the same options, of few weights.
-pub fn is_stack(layouts: &[LayerLayout], cells: &[CellCode], limits: &PlanLimits) -> bool {
-    let plain = |layout: &LayerLayout| {
-        let plain =
-            layout.form == Form::Lstm && !layout.is_normalized() && !layout.has_peepholes() && !layout.has_inner;
-        let whole = [ModelPart::WeightsIh, ModelPart::WeightsHh].iter().all(|&part| layout.num_ranges(part) == 1);
-        plain && whole && layout.num_directions == 1
-    };
-    let able = layouts.len() > 1 && layouts.iter().all(plain) && cells.iter().all(|cell| *cell == cells[0]);
-    let Some(last) = StackPlaces::of(layouts).pop() else { return false };
-    let trips =
-        |layout: &LayerLayout| loop_trips(layout.input_k() / 4) + loop_trips(layout.k(ModelPart::WeightsHh) / 4);
-    let within = layouts[1..].iter().all(|layout| limits.loop_trips.is_none_or(|most| trips(layout) <= most as usize));
-    let bytes = last.matrices_end * COLUMN * size_of::<f32>();
-    // The records of a chunk are one binding.
-    let records = (512 * 256 * layouts.len() + 256) as u64;
-    able && within && bytes <= STACK_BYTES && bytes as u64 <= limits.binding_bytes && records <= limits.binding_bytes
-}
-
-/// Whether the layers of a stack run side by side for a batch. Where single layers take many timesteps in a dispatch, that
-/// needs fewer dispatches still.
-pub fn takes_wave(
-    layouts: &[LayerLayout],
-    cells: &[CellCode],
-    batch_size: usize,
-    limits: &PlanLimits,
-    fixed: TileOverride,
-) -> bool {
-    let pays = || {
-        let sequences = layouts.iter().all(|layout| takes_sequence(layout, limits, fixed));
-        limits.wide && batch_size <= WAVE_ROWS && !sequences
-    };
-    is_stack(layouts, cells, limits) && fixed.wave.unwrap_or_else(pays)
-}
-
-/// The variant of [`Kernel::Wave`] for some sequences.
-pub fn wave_variants(cell: CellCode, columns: usize, k: usize, limits: &PlanLimits) -> [KernelId; 3] {
-    [1, 3, WAVE_ROWS]
-        .map(|rows| choose(Kernel::Wave, cell, Shape { rows, columns, k }, limits, TileOverride::default()))
 }
 
 /// The most timesteps of a dispatch for a driver that ends loops.
@@ -201,30 +161,22 @@ pub fn variants(
 mod tests {
     use super::*;
 
-    fn limits(wide: bool) -> PlanLimits {
-        PlanLimits {
-            binding_bytes: 128 << 20,
-            buffer_bytes: 256 << 20,
-            workgroups: 65535,
-            uniform_alignment: 256,
-            budget_bytes: 1 << 30,
-            loop_trips: None,
-            wide,
-            halves: false,
-        }
-    }
-
     #[test]
     fn every_choice_is_among_the_variants() {
         for (wide, columns, k) in [true, false].into_iter().flat_map(|wide| {
             [1, 16, 33, 512, 9000, 300_000].into_iter().flat_map(move |c| [5, 64, 256, 300].map(|k| (wide, c, k)))
         }) {
             let all: Vec<KernelId> =
-                variants(Kernel::RecurrentStep, CellCode::default(), columns, k, &limits(wide)).collect();
+                variants(Kernel::RecurrentStep, CellCode::default(), columns, k, &PlanLimits::defaults(wide)).collect();
             for rows in (1..70).chain((70..10_000).step_by(61)) {
                 let shape = Shape { rows, columns, k };
-                let id =
-                    choose(Kernel::RecurrentStep, CellCode::default(), shape, &limits(wide), TileOverride::default());
+                let id = choose(
+                    Kernel::RecurrentStep,
+                    CellCode::default(),
+                    shape,
+                    &PlanLimits::defaults(wide),
+                    TileOverride::default(),
+                );
                 assert!(all.contains(&id), "{} for {shape:?}", id.name());
                 assert!(wide || id.slices == 1);
             }

@@ -5,51 +5,121 @@
 
 use std::ops::Range;
 
-use super::planner::{Chunk, F32, LayerBuffers, Planner, StepInput, StepRecord, Stored};
+use super::planner::{Chunk, F32, LayerBuffers, MAX_STEPS_PER_CHUNK, Planner, StepInput, StepRecord, Stored};
 use super::tiles::{self, Shape};
-use super::{BufferId, BufferRange, Dispatch};
+use super::{BufferId, BufferRange, Dispatch, LayerKernels, PlanLimits, TileOverride, groups};
 use crate::kernels::params::{Step, WaveStep};
-use crate::kernels::{Kernel, ModelPart, StackPlaces, padded};
+use crate::kernels::{COLUMN, CellCode, Kernel, KernelId, LayerLayout, ModelPart, StackPlaces, loop_trips, padded};
+use crate::spec::LayerSpec;
 
 /// WebGPU's largest alignment of the offset of a binding.
 const ALIGNMENT: u64 = 256;
+/// The most bytes of a stack's matrices: the device has them twice, and reads those of the input once a timestep.
+const STACK_BYTES: usize = 4 << 20;
+/// The most sequences of a stack whose layers run side by side: more of them fill a device with one layer.
+pub(crate) const WAVE_ROWS: usize = 32;
+
+/// Consecutive forward layers that the device has in one piece: plain LSTMs with the same options, of few weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stack {
+    /// Which.
+    pub layers: Range<usize>,
+    /// Their layouts.
+    pub layouts: Vec<LayerLayout>,
+    cell: CellCode,
+}
+
+impl Stack {
+    /// The stacks of a model.
+    pub fn all(layers: &[LayerSpec], limits: &PlanLimits) -> Vec<Stack> {
+        let of_group = |group: Range<usize>| {
+            let layouts = group.clone().map(|l| limits.layout(layers, l)).collect();
+            let cell = LayerKernels::new(layers, group.start).cell;
+            let same_cell = group.clone().all(|l| LayerKernels::new(layers, l).cell == cell);
+            let stack = Stack { layers: group, layouts, cell };
+            (same_cell && stack.is_possible(limits)).then_some(stack)
+        };
+        groups(layers).into_iter().filter_map(of_group).collect()
+    }
+
+    fn is_possible(&self, limits: &PlanLimits) -> bool {
+        let layouts = &self.layouts;
+        let able = |layout: &LayerLayout| {
+            let whole = [ModelPart::WeightsIh, ModelPart::WeightsHh].iter().all(|&part| layout.num_ranges(part) == 1);
+            tiles::is_plain(layout) && whole && layout.num_directions == 1
+        };
+        let Some(last) = self.places().pop() else { return false };
+        let k4 = |layout: &LayerLayout| [layout.input_k() / 4, layout.k(ModelPart::WeightsHh) / 4];
+        let trips = |layout: &LayerLayout| k4(layout).map(loop_trips).iter().sum::<usize>();
+        let ends =
+            layouts[1..].iter().all(|layout| limits.loop_trips.is_none_or(|most| trips(layout) <= most as usize));
+        let bytes = last.matrices_end * COLUMN * size_of::<f32>();
+        // The records of a chunk are one binding.
+        let records = (MAX_STEPS_PER_CHUNK * layouts.len() + 1) as u64 * ALIGNMENT;
+        layouts.len() > 1
+            && layouts.iter().all(able)
+            && ends
+            && bytes <= STACK_BYTES
+            && bytes as u64 <= limits.binding_bytes
+            && records <= limits.binding_bytes
+    }
+
+    /// Where the layers lie in the stack's buffers.
+    pub fn places(&self) -> Vec<StackPlaces> {
+        StackPlaces::of(&self.layouts)
+    }
+
+    /// Whether the layers run side by side for so many sequences. Where single layers take many timesteps in a dispatch,
+    /// that needs fewer dispatches still.
+    pub fn takes_wave(&self, batch_size: usize, limits: &PlanLimits, fixed: TileOverride) -> bool {
+        let sequences = || self.layouts.iter().all(|layout| tiles::takes_sequence(layout, limits, fixed));
+        fixed.wave.unwrap_or_else(|| limits.wide && batch_size <= WAVE_ROWS && !sequences())
+    }
+
+    /// The variants for few sequences.
+    pub fn variants(&self, limits: &PlanLimits) -> [KernelId; 3] {
+        [1, 3, WAVE_ROWS].map(|rows| self.variant(rows, limits, TileOverride::default()))
+    }
+
+    fn variant(&self, rows: usize, limits: &PlanLimits, fixed: TileOverride) -> KernelId {
+        let k = self.layouts.iter().map(LayerLayout::longest_sum).max().unwrap_or(0);
+        tiles::choose(Kernel::Wave, self.cell, Shape { rows, columns: self.columns(), k }, limits, fixed)
+    }
+
+    /// The most columns of a layer.
+    fn columns(&self) -> usize {
+        self.layouts.iter().map(|layout| padded(layout.hidden_size)).max().unwrap_or(0)
+    }
+}
 
 impl Planner<'_> {
-    /// Whether the layers of a group run side by side.
-    pub(super) fn takes_wave(&self, layers: &Range<usize>) -> bool {
-        let cells: Vec<_> = self.layer_kernels[layers.clone()].iter().map(|kernels| kernels.cell).collect();
+    /// The stacks whose layers run side by side for this batch.
+    pub(super) fn stacks(&self) -> Vec<Stack> {
+        let limits = &self.request.limits;
         let batch_size = self.schedule.active(0);
         let work = |l: usize| {
             let hidden_size = self.layers[l].hidden_size;
             self.flops(l, Kernel::InputProjection, batch_size, hidden_size)
                 + self.flops(l, Kernel::RecurrentStep, batch_size, padded(hidden_size))
         };
-        layers.clone().map(work).sum::<u64>() <= self.request.dispatch_flops
-            && tiles::takes_wave(
-                &self.layouts[layers.clone()],
-                &cells,
-                batch_size,
-                &self.request.limits,
-                self.request.tiles,
-            )
+        let is_short = |stack: &Stack| stack.layers.clone().map(work).sum::<u64>() <= self.request.dispatch_flops;
+        let takes = |stack: &Stack| stack.takes_wave(batch_size, limits, self.request.tiles) && is_short(stack);
+        Stack::all(self.layers, limits).into_iter().filter(takes).collect()
     }
 
     /// All timesteps of a chunk of a stack; `stored` is where the output of its last layer goes.
     pub(super) fn plan_wave(
         &mut self,
         chunk: &mut Chunk,
-        layers: Range<usize>,
+        stack: &Stack,
         gates: BufferId,
         stored: &Stored,
         buffers: &[LayerBuffers],
     ) {
-        let places = StackPlaces::of(&self.layouts[layers.clone()]);
+        let (layers, places) = (stack.layers.clone(), stack.places());
         let (num_steps, num_layers) = (chunk.steps.len(), layers.len());
         let input = StepInput::Gates(gates);
         let nothing = Stored::nothing();
-        let columns = layers.clone().map(|l| padded(self.layers[l].hidden_size)).max().unwrap_or(0);
-        let k = layers.clone().map(|l| self.layouts[l].longest_sum()).max().unwrap_or(0);
-        let cell = self.layer_kernels[layers.start].cell;
 
         // The records are a uniform for a dispatch's first layer and a storage buffer for all.
         let records_first = u64::from(chunk.next_uniform());
@@ -61,7 +131,7 @@ impl Planner<'_> {
             offset_bytes: window_first,
             size_bytes: records_first + records_bytes - window_first,
         };
-        let stack = |vectors| BufferRange::from(BufferId::Stack { layer: layers.start, vectors });
+        let weights = |vectors| BufferRange::from(BufferId::Stack { layer: layers.start, vectors });
 
         for wave in 0..num_steps + num_layers - 1 {
             let under_way = (wave + 1).saturating_sub(num_steps)..num_layers.min(wave + 1);
@@ -110,8 +180,8 @@ impl Planner<'_> {
             let ranges = vec![
                 uniform,
                 gates.into(),
-                stack(false),
-                stack(true),
+                weights(false),
+                weights(true),
                 window,
                 of_first.h[parity].into(),
                 of_first.h[1 - parity].into(),
@@ -119,16 +189,15 @@ impl Planner<'_> {
                 y,
             ];
             let bind_group = self.bind_group(Kernel::Wave, ranges);
-            let id = self.tile(Kernel::Wave, cell, Shape { rows, columns, k });
+            let id = stack.variant(rows, &self.request.limits, self.request.tiles);
             let kernel = self.kernel(id);
             let workgroups = [
-                (columns as u32).div_ceil(id.lanes),
+                (stack.columns() as u32).div_ceil(id.lanes),
                 (rows as u32).div_ceil(id.rows_per_workgroup()),
                 under_way.len() as u32,
             ];
             chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
         }
         debug_assert_eq!(u64::from(chunk.next_uniform()), records_first + records_bytes);
-        debug_assert!(layers.clone().all(|l| self.layouts[l].num_ranges(ModelPart::WeightsHh) == 1));
     }
 }
