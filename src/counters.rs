@@ -102,7 +102,7 @@ impl Tally {
     }
 
     /// Forgets what a GPU did, which was to measure it.
-    #[cfg(feature = "gpu")]
+    #[cfg(all(feature = "gpu", feature = "cpu", not(target_family = "wasm")))]
     pub(crate) fn forget_measuring(&self) {
         let counters = [&self.submits, &self.dispatches, &self.flops, &self.moved_bytes, &self.gpu_nanoseconds];
         for counter in counters.into_iter().chain([&self.uploaded_bytes, &self.read_back_bytes]) {
