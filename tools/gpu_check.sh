@@ -54,7 +54,7 @@ run tests tests.txt env LSTM_REQUIRE_ADAPTER=1 "$folder/gpu"
 run demo demo.txt "$folder/lstm" demo --device "$device"
 rm -f "$out"/{bench,sweep,halves}.json
 bench() { "$folder/lstm-bench" --device "cpu,$device" --seconds 0.3 "$@"; }
-run bench bench.txt bench --group shapes,anchors --record "$out/bench.json"
+run bench bench.txt bench --group shapes,anchors,padded --record "$out/bench.json"
 run sweep sweep.txt bench --sweep hidden,batch,length --record "$out/sweep.json" --plot "$out/sweep.svg"
 run halves halves.txt bench --group shapes --weights f16 --no-auto --record "$out/halves.json"
 

@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// With --streams: times from one frame to the next for which the largest number of live streams is searched
     #[arg(long, value_name = "MS,…", value_delimiter = ',', default_value = "10,32", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(crate) stream_frame_ms: Vec<u64>,
-    /// Groups of cases [default: all but `tiny` and `anchors`]
+    /// Groups of cases [default: all but `tiny`, `anchors` and `padded`]
     #[arg(long, value_name = "GROUP,…", value_delimiter = ',')]
     pub(crate) group: Vec<String>,
     /// Only cases whose id or name contains this

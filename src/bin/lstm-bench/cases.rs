@@ -15,7 +15,7 @@ use crate::common::random::Random;
 pub(crate) const TABLE: &str = include_str!("../../../benches/cases.toml");
 
 /// Left out unless a group is asked for.
-const ONLY_ON_REQUEST: [&str; 2] = ["tiny", "anchors"];
+const ONLY_ON_REQUEST: [&str; 3] = ["tiny", "anchors", "padded"];
 
 /// One row of the table; the fields are described there.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -352,7 +352,7 @@ mod tests {
             cases.iter().filter(|c| c.matches(&groups, filter)).count()
         };
         assert_eq!(count(&["tiny"], None), 4);
-        assert_eq!(count(&[], None) + count(&["tiny", "anchors"], None), cases.len());
+        assert_eq!(count(&[], None) + count(&["tiny", "anchors", "padded"], None), cases.len());
         assert_eq!(count(&["shapes"], Some("W7")), 1);
         assert_eq!(count(&[], Some("_p64_")), 1);
     }
