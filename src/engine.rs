@@ -253,7 +253,7 @@ impl Engine {
         &self.inner.report
     }
 
-    /// Packs and uploads a model.
+    /// Packs and uploads a model. With [`DeviceChoice::Auto`], weights that the GPU has no room for are on the CPU backend alone.
     ///
     /// # Errors
     /// [`DeviceLimit`](ErrorKind::DeviceLimit) if a weight matrix is larger than a binding of the device;
@@ -515,21 +515,31 @@ impl Lstm {
 
     /// Which device would run a batch, and the estimates that say so; `None` unless the engine was opened with
     /// [`DeviceChoice::Auto`] and found a GPU. The same model and lengths have the same choice as long as the process
-    /// lives. The devices agree within the tolerance of docs/numerics.md; who needs the same bits for every shape names one.
+    /// lives, but for a batch that barely fits the memory budget: how its work is cut follows the device's speed so far. The
+    /// devices agree within the tolerance of docs/numerics.md; who needs the same bits for every shape names one.
     ///
     /// Where the GPU is estimated to be faster, this plans the batch to see whether it fits.
     #[cfg(feature = "gpu")]
     pub fn choice(&self, batch: &SequenceBatch<'_>) -> Option<Choice> {
         let choice = self.inner.alternative.as_ref()?.choose(batch);
-        let plans = choice.kind == BackendKind::Gpu && batch.num_valid_rows() > 0;
-        let fits = match self.gpu() {
-            Some(model) if plans && batch.validate(self.spec()).is_ok() => {
-                model.plan(&Job::of(batch), false).err().is_none_or(|e| e.kind() != ErrorKind::DeviceLimit)
-            }
-            Some(_) => true,
-            None => false,
+        let fits = match (self.gpu(), choice.kind) {
+            (Some(model), BackendKind::Gpu) => self.fits(model, batch),
+            (model, _) => model.is_some(),
         };
         Some(if fits { choice } else { Choice { kind: BackendKind::Cpu, fits_gpu: false, ..choice } })
+    }
+
+    /// Whether a GPU that an alternative stands beside takes a batch; an invalid batch is refused elsewhere.
+    #[cfg(feature = "gpu")]
+    fn fits(&self, model: &GpuLstm, batch: &SequenceBatch<'_>) -> bool {
+        let runs = batch.num_valid_rows() > 0 && batch.validate(self.spec()).is_ok();
+        !runs || model.plan(&self.job(batch), false).err().is_none_or(|e| !self.can_go_to_host(&e))
+    }
+
+    /// A job for a GPU, whose refusal nobody sees where the CPU backend takes over.
+    #[cfg(feature = "gpu")]
+    fn job<'a>(&self, batch: &'a SequenceBatch<'_>) -> Job<'a> {
+        Job { advises: self.inner.alternative.is_none(), ..Job::of(batch) }
     }
 
     /// Runs one batch and returns what it asks for.
@@ -589,9 +599,9 @@ impl Lstm {
     #[cfg(feature = "gpu")]
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, batch: &GpuBatch) -> Result<GpuOutput> {
         self.inner.engine.need_gpu("Lstm::record")?;
-        let result = match &self.inner.model {
-            Model::NotOnGpu(e) => Err(e.clone().context("Lstm::record")),
-            _ => self.gpu().expect("a model on a GPU engine is on it").record_batch(encoder, batch),
+        let result = match self.refusal() {
+            Some(e) => Err(e.clone().context("Lstm::record")),
+            None => self.gpu().expect("a model on a GPU engine is on it").record_batch(encoder, batch),
         };
         self.inner.engine.tally().request(Request::Recording, batch.num_valid_rows(), result.is_ok());
         result
@@ -670,7 +680,7 @@ impl Lstm {
         }
         #[cfg(feature = "gpu")]
         if let Some(model) = self.gpu_for(batch) {
-            match model.run(Job::of(batch), waiting, progress).await {
+            match model.run(self.job(batch), waiting, progress).await {
                 // The plan refused it, so nothing has run.
                 Err(e) if self.can_go_to_host(&e) => {}
                 result => return result,
@@ -711,10 +721,26 @@ impl Lstm {
         self.gpu().filter(|_| choice.is_none_or(|choice| choice.kind == BackendKind::Gpu))
     }
 
-    /// Whether the CPU backend takes over what a GPU refuses so.
+    /// [`gpu_for`](Self::gpu_for), for a caller that goes on when the plan refuses a batch: not one that the CPU backend would
+    /// take over then.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn gpu_for_whole(&self, batch: &SequenceBatch<'_>) -> Option<&GpuLstm> {
+        self.gpu_for(batch).filter(|model| self.inner.alternative.is_none() || self.fits(model, batch))
+    }
+
+    /// Whether the CPU backend takes over what a plan or the slots of a stream refuse so.
     #[cfg(feature = "gpu")]
     pub(crate) fn can_go_to_host(&self, refusal: &Error) -> bool {
-        self.inner.alternative.is_some() && refusal.kind() == ErrorKind::DeviceLimit
+        self.inner.alternative.is_some() && matches!(refusal.kind(), ErrorKind::DeviceLimit | ErrorKind::Unsupported)
+    }
+
+    /// Why the model is not on the GPU that the engine has.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn refusal(&self) -> Option<&Error> {
+        match &self.inner.model {
+            Model::NotOnGpu(e) => Some(e),
+            _ => None,
+        }
     }
 
     /// The model on a GPU, unless the CPU backend is to run pushes to so many slots.

@@ -11,15 +11,13 @@ use crate::engine::Lstm;
 use crate::error::Result;
 
 #[cfg(feature = "gpu")]
-use crate::batch::{Layout, join_outputs, states_of};
+use crate::batch::join_outputs;
 #[cfg(feature = "gpu")]
 use crate::counters::Request;
 #[cfg(feature = "gpu")]
 use crate::error::ErrorKind;
 #[cfg(feature = "gpu")]
 use crate::gpu::{GpuLstm, Job, Run, Waiting};
-#[cfg(feature = "gpu")]
-use crate::spec::LayerSpec;
 
 /// Runs under way at once; each has an equal share of the memory budget.
 #[cfg(feature = "gpu")]
@@ -33,7 +31,8 @@ impl Lstm {
     /// would.
     ///
     /// On a GPU, the upload of a batch, the computation of the one before and the read-back of the one before that
-    /// overlap, and a batch that does not fit the memory budget is cut into runs of some of its sequences by itself. The
+    /// overlap, and a batch that does not fit the memory budget is cut into runs of some of its sequences by itself (with
+    /// [`DeviceChoice::Auto`](crate::DeviceChoice::Auto) the CPU backend runs it instead). The
     /// memory in use stays within the budget, whatever the number of batches. None of this moves a bit.
     ///
     /// ```
@@ -216,7 +215,7 @@ impl<'a> OnGpu<'a> {
             }
             if let Some(batch) = self.batches.back()
                 && batch.num_valid_rows() > 0
-                && lstm.gpu_for(batch).is_none()
+                && lstm.gpu_for_whole(batch).is_none()
             {
                 // The device goes on meanwhile.
                 let result = lstm.run_on_host(batch);
@@ -226,14 +225,16 @@ impl<'a> OnGpu<'a> {
         }
         // It waits until it is started: the future may be dropped before that.
         let (Some(batch), Some(sequences)) = (self.batches.back(), self.waiting.front().cloned()) else { return false };
-        let job = |budget_bytes| {
+        let job = |budget_bytes, advises| {
             let job = Job::part(batch, sequences.clone(), lstm.spec());
-            Job { budget_bytes: Some(budget_bytes), ..job }
+            Job { budget_bytes: Some(budget_bytes), advises, ..job }
         };
         let budget = model.budget_bytes();
-        let work = match job(budget).rest(model) {
+        let work = match job(budget, false).rest(model) {
             Some(output) => Ok(Work::Done(Ok(output))),
-            None => Run::start(model, job(budget / MAX_RUNS as u64)).await.map(|run| Work::Running(Box::new(run))),
+            None => {
+                Run::start(model, job(budget / MAX_RUNS as u64, false)).await.map(|run| Work::Running(Box::new(run)))
+            }
         };
         let work = match work {
             Err(e) if e.kind() == ErrorKind::DeviceLimit => {
@@ -245,16 +246,11 @@ impl<'a> OnGpu<'a> {
                     return true;
                 }
                 // A single sequence may have the whole budget, but alone.
-                let run = Run::start(model, job(budget));
+                let run = Run::start(model, job(budget, true));
                 if self.parts.iter().any(|part| matches!(part.work, Work::Running(_))) {
                     return false;
                 }
-                match run.await {
-                    Err(e) if lstm.can_go_to_host(&e) => {
-                        run_sequence_on_host(lstm, batch, sequences).map(|output| Work::Done(Ok(output)))
-                    }
-                    run => run.map(|run| Work::Running(Box::new(run))),
-                }
+                run.await.map(|run| Work::Running(Box::new(run)))
             }
             other => other,
         };
@@ -301,26 +297,4 @@ impl<'a> OnGpu<'a> {
         let batch = self.batches.pop_front()?;
         Some(Ok(join_outputs(std::mem::take(&mut self.returned), &batch, lstm.spec())))
     }
-}
-
-/// Runs the only sequence of a range of a validated batch on the CPU backend.
-#[cfg(feature = "gpu")]
-fn run_sequence_on_host(lstm: &Lstm, batch: &SequenceBatch<'_>, sequence: Range<usize>) -> Result<BatchOutput> {
-    let (seq_len, spec) = (batch.seq_len(), lstm.spec());
-    let input: Vec<f32> = (0..seq_len).flat_map(|t| batch.input_row(t, sequence.start)).copied().collect();
-    let states = |states: Option<&[f32]>, size| {
-        states.map(|states| states_of(states, batch.batch_size(), &sequence, spec, size)).unwrap_or_default()
-    };
-    let (h_0, c_0) = (states(batch.initial_h(), LayerSpec::h_size), states(batch.initial_c(), LayerSpec::c_size));
-    let mut alone = SequenceBatch::new(&input, [seq_len, 1, batch.input_size()], Layout::TimeMajor)?
-        .lengths(&batch.sequence_lengths()[sequence.clone()])?
-        .outputs(batch.requested())
-        .check_finite(false);
-    if batch.initial_h().is_some() {
-        alone = alone.h_0(&h_0);
-    }
-    if batch.initial_c().is_some() {
-        alone = alone.c_0(&c_0);
-    }
-    lstm.run_on_host(&alone)
 }

@@ -397,10 +397,12 @@ impl Stream {
                 Unsupported,
                 "Stream::record needs a stream on a GPU; this engine is on {}{}",
                 self.lstm.engine().device().name,
-                if self.lstm.engine().device().kind == BackendKind::Gpu {
-                    ", but `auto` keeps this stream on the CPU backend; open the engine with `gpu`"
-                } else {
-                    ""
+                match (self.lstm.engine().device().kind, self.lstm.refusal()) {
+                    (_, Some(e)) => format!(", which the model does not fit: {e}"),
+                    (BackendKind::Gpu, None) => {
+                        ", but `auto` keeps this stream on the CPU backend; open the engine with `gpu`".to_owned()
+                    }
+                    _ => String::new(),
                 }
             );
         };

@@ -33,6 +33,8 @@ struct LayerWork {
     input_bytes: f64,
     /// Of a row.
     input_flops: f64,
+    /// Whether a GPU sums over the input in the steps.
+    narrow: bool,
     /// Whether a GPU runs many timesteps in one dispatch.
     many_steps: bool,
     /// Whether a GPU runs it beside the layer below, and the layer above beside it, for few sequences.
@@ -58,6 +60,7 @@ impl LayerWork {
             step_flops: 2.0 * step,
             input_bytes: F32 * input,
             input_flops: 2.0 * input,
+            narrow: tiles::takes_narrow(&layout, TileOverride::default()),
             many_steps: tiles::takes_sequence(&layout, limits, TileOverride::default()),
             beside: [false; 2],
         }
@@ -207,13 +210,16 @@ impl GpuCosts {
     }
 
     fn layer_seconds(&self, layer: &LayerWork, shape: &Shape) -> f64 {
-        let projected = layer.directions * self.dispatch + layer.input_flops * shape.rows / self.input_flops;
-        let arithmetic = layer.step_flops * shape.rows / self.step_flops;
         let beside = layer.beside.map(|beside| beside && shape.lengths.len() <= WAVE_ROWS);
+        let in_steps = beside[0] || layer.narrow && !beside[1];
+        let (dispatches, input_rate) =
+            if in_steps { (0.0, self.step_flops) } else { (layer.directions, self.input_flops) };
+        let projected = dispatches * self.dispatch + layer.input_flops * shape.rows / input_rate;
+        let arithmetic = layer.step_flops * shape.rows / self.step_flops;
         if beside[0] {
             // The dispatches are those of the first layer, but the input is summed over step by step.
             let reading = shape.steps * (layer.step_bytes + layer.input_bytes) / self.bytes_per_second;
-            return self.dispatch + reading + arithmetic + layer.input_flops * shape.rows / self.step_flops;
+            return self.dispatch + reading + arithmetic + projected;
         }
         if layer.many_steps && !beside[1] {
             return projected + shape.steps * self.sequence_step * (layer.hidden / 64.0).max(0.5) + arithmetic;

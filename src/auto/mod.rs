@@ -2,8 +2,9 @@
 //!
 //! In:  an opened GPU, measured once per adapter and process (`calibrate.rs`); a model and the lengths of a batch.
 //! Out: [`Choice`].
-//! A choice depends on the model, the shape of the batch and the measurements of this process alone, never on earlier
-//! runs, so the same shape has the same bits as long as the process lives.
+//! A choice depends on the model, the shape of the batch and the measurements of this process alone, not on earlier runs, so
+//! the same shape has the same bits as long as the process lives. Whether a batch fits the GPU is the exception: where it
+//! barely does, the length of dispatches decides, which follows the device's speed so far.
 //! Not here: which adapters are tried (`engine.rs`).
 
 #[cfg(all(feature = "cpu", not(target_family = "wasm")))]
@@ -69,7 +70,8 @@ pub struct Choice {
     pub gpu: Duration,
     /// The estimate for the CPU backend.
     pub cpu: Duration,
-    /// Whether the GPU can take the model and the batch; what it refuses for a limit, the CPU backend runs.
+    /// `false` if the GPU has no room for the model, or was estimated to be faster but cannot take the batch: then the CPU
+    /// backend runs it.
     pub fits_gpu: bool,
 }
 

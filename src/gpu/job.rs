@@ -74,6 +74,8 @@ pub(crate) struct Job<'a> {
     pub(crate) budget_bytes: Option<u64>,
     /// The most operations of a dispatch, in place of what the device has shown.
     pub(crate) dispatch_flops: Option<u64>,
+    /// Whether a refusal says what would fit: not where something else runs then.
+    pub(crate) advises: bool,
 }
 
 impl<'a> Job<'a> {
@@ -95,6 +97,7 @@ impl<'a> Job<'a> {
             tiles: TileOverride::default(),
             budget_bytes: None,
             dispatch_flops: None,
+            advises: true,
         }
     }
 
@@ -184,6 +187,7 @@ impl GpuLstm {
             dispatch_flops: job.dispatch_flops.unwrap_or_else(|| self.context.pace.dispatch_flops()),
             limits,
             tiles: job.tiles,
+            advises: job.advises,
         })
     }
 }

@@ -149,13 +149,17 @@ fn write_weights(context: &Context, buffer: &wgpu::Buffer, first: usize, content
 /// The variants that batches of any size of this model use.
 fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
     let mut ids = BTreeSet::new();
+    let stacks = Stack::all(spec.layers(), limits);
+    let stacks: Vec<_> =
+        stacks.into_iter().filter(|stack| stack.takes_wave(1, limits, TileOverride::default())).collect();
     for l in 0..spec.num_layers() {
         let LayerKernels { cell, input, step } = LayerKernels::new(spec.layers(), l);
         let layout = limits.layout(spec.layers(), l);
         // An input that lies in several pieces is projected all the same; that kernel is compiled when it comes to that.
         let narrow = tiles::takes_narrow(&layout, TileOverride::default());
         let of_input = |kernel: Kernel| if narrow { kernel.narrow().unwrap_or(kernel) } else { kernel };
-        let projection = Some(input).filter(|_| !narrow);
+        let starts_stack = stacks.iter().any(|stack| stack.layers.start == l);
+        let projection = Some(input).filter(|_| !narrow || starts_stack);
         for (kernel, columns) in projection.into_iter().chain(step) {
             let kernel = of_input(kernel);
             ids.extend(tiles::variants(kernel, cell, columns, sum_len(&layout, kernel), limits));
@@ -165,11 +169,6 @@ fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
             ids.extend([1, 3].map(|sequences| tiles::sequence(kernel, cell, sequences, stride, limits)));
         }
     }
-    let stacks = Stack::all(spec.layers(), limits).into_iter();
-    ids.extend(
-        stacks
-            .filter(|stack| stack.takes_wave(1, limits, TileOverride::default()))
-            .flat_map(|stack| stack.variants(limits)),
-    );
+    ids.extend(stacks.iter().flat_map(|stack| stack.variants(limits)));
     ids
 }

@@ -58,15 +58,13 @@ pub fn pack_layer(layout: &LayerLayout, cells: &[CellWeights]) -> PackedLayer {
                         packed.part_mut(ModelPart::Bias)[hh] = b_hh;
                     }
                 }
-                if layout.is_narrow() {
-                    // A copy of the columns of the bias, b_hn included.
-                    let (first, of_unit) = (at.narrow(0, j).at(layout.input_k()), at.bias_first + j * COLUMN);
-                    for n in 0..COLUMN {
-                        let value = packed.part(ModelPart::Bias)[of_unit + n];
-                        packed.part_mut(ModelPart::NarrowInput)[first + n] = value;
-                    }
-                }
             }
+        }
+        if layout.is_narrow() {
+            // A copy of the bias, b_hn included, is the last k.
+            let first = at.narrow(0, 0).at(layout.input_k());
+            let bias = packed.part(ModelPart::Bias)[at.bias_first..][..layout.columns * COLUMN].to_vec();
+            packed.part_mut(ModelPart::NarrowInput)[first..][..bias.len()].copy_from_slice(&bias);
         }
         for (p, row) in cell.weight_hr.iter().flat_map(|w| w.chunks_exact(hidden)).enumerate() {
             let column = at.weight_inner(p);

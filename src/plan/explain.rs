@@ -57,21 +57,22 @@ impl Plan {
             s.num_steps(),
             s.num_rows()
         )?;
-        writeln!(
-            out,
-            "strategy: the input's share of all gates in one product per chunk, layer and direction, then one step per \
-             timestep and layer, both directions together; a chunk is one submit"
-        )?;
-        if self.kernels.iter().any(|id| id.kernel.is_sequence()) {
-            writeln!(
-                out,
-                "          small layers take many timesteps in one dispatch, a workgroup for one or four sequences"
-            )?;
+        let any = |is: fn(Kernel) -> bool| self.kernels.iter().any(|id| is(id.kernel));
+        let mut parts = Vec::new();
+        if any(|kernel| matches!(kernel, Kernel::InputProjection | Kernel::InputProjectionSum)) {
+            parts.push("the input's share of all gates in one product per chunk, layer and direction");
         }
-        if self.kernels.iter().any(|id| id.kernel == Kernel::Wave) {
-            writeln!(out, "          stacked layers run side by side, each a timestep behind the one below")?;
+        if any(|kernel| kernel.has_cell() && !kernel.is_sequence() && kernel != Kernel::Wave) {
+            parts.push("one step per timestep and layer, both directions together");
         }
-        if self.kernels.iter().any(|id| id.kernel.is_narrow()) {
+        if any(Kernel::is_sequence) {
+            parts.push("many timesteps of a small layer in one dispatch, a workgroup for one or four sequences");
+        }
+        if any(|kernel| kernel == Kernel::Wave) {
+            parts.push("a timestep of each layer of a stack in one dispatch, each one behind the layer below");
+        }
+        writeln!(out, "strategy: {}; a chunk is one submit", parts.join(", then "))?;
+        if any(Kernel::is_narrow) {
             writeln!(out, "          a narrow input is summed over in the steps themselves")?;
         }
         for group in &self.groups {

@@ -178,6 +178,8 @@ pub struct PlanRequest<'a> {
     pub caller_first: [u32; Caller::ALL.len()],
     /// About the most floating-point operations of one dispatch.
     pub dispatch_flops: u64,
+    /// Whether a refusal says what would fit, which takes some forty plans.
+    pub advises: bool,
     /// Limits.
     pub limits: PlanLimits,
     /// Tiles fixed by a test.
@@ -199,6 +201,7 @@ impl<'a> PlanRequest<'a> {
             recorded: false,
             caller_first: [0; Caller::ALL.len()],
             dispatch_flops: u64::MAX,
+            advises: true,
             limits,
             tiles: TileOverride::default(),
         }

@@ -24,6 +24,8 @@ use crate::schedule::Schedule;
 use crate::spec::LayerSpec;
 
 pub(super) const F32: u64 = 4;
+/// WebGPU's largest alignment of the offset of a binding.
+pub(super) const ALIGNMENT: u64 = 256;
 const VEC4: u64 = 16;
 /// Gates of a chunk are kept to about this size: large enough to fill any device, small enough to stay near
 /// its caches.
@@ -142,7 +144,10 @@ fn advise(request: &PlanRequest<'_>, schedule: &Schedule, error: Error) -> Error
     // Looking for the numbers plans the batch some forty times; not worth it for a very long one.
     const MOST_STEPS: usize = 100_000;
     let batch_size = schedule.batch_size();
-    if error.kind() != ErrorKind::DeviceLimit || schedule.num_steps() * request.spec.num_layers() > MOST_STEPS {
+    if !request.advises
+        || error.kind() != ErrorKind::DeviceLimit
+        || schedule.num_steps() * request.spec.num_layers() > MOST_STEPS
+    {
         return error;
     }
     let fits = |lengths: &[usize]| {
@@ -494,7 +499,8 @@ impl<'a> Planner<'a> {
         let of_steps = |l: usize| {
             let kernels = self.layer_kernels[l].step.iter();
             let batch = self.schedule.active(0);
-            kernels.map(|&(kernel, columns)| self.column_runs(l, kernel, columns, batch).len()).sum::<usize>()
+            let of_input = |kernel: Kernel| if self.narrow[l] { kernel.narrow().unwrap_or(kernel) } else { kernel };
+            kernels.map(|&(kernel, columns)| self.column_runs(l, of_input(kernel), columns, batch).len()).sum::<usize>()
         };
         let step_records: usize = group.layers.clone().map(of_steps).sum();
         let input_runs = group.layers.clone().map(|l| {
@@ -567,7 +573,7 @@ impl<'a> Planner<'a> {
         let limited_by = match capacity as u64 {
             n if n < by_gates.min(by_time).min(hard) => "smaller chunks leave memory for later layers",
             n if n == by_time => "a submit is kept to about a second",
-            n if n == by_gates => "the gates of a chunk are kept to 64 MiB",
+            n if n == by_gates => "a chunk is kept to as many rows as have 64 MiB of gates",
             n if n == by_budget => "more would exceed the memory budget",
             n if n == by_binding => "more would exceed a binding",
             _ => "more would exceed the workgroups of a dispatch",
@@ -1137,6 +1143,8 @@ impl<'a> Planner<'a> {
             self.uniform_bytes += uniform_bytes.len() as u64;
             self.allocate_slot(Slot::Uniforms, self.uniform_bytes)?;
         }
+        let room = uniforms.scratch().map_or(0, |index| self.scratch[index].size_bytes);
+        debug_assert!(uniforms_first + uniform_bytes.len() as u64 <= room, "records beyond the {room} bytes for them");
         submit.uploads.push(Upload::Uniforms { buffer: uniforms, offset_bytes: uniforms_first, bytes: uniform_bytes });
         match self.submits.as_mut_slice() {
             [first] if first.dispatches.is_empty() => {
@@ -1264,6 +1272,14 @@ impl Chunk {
         self.uniform_bytes.extend_from_slice(record);
         self.uniform_bytes.resize(offset + self.record_bytes as usize, 0);
         (self.uniforms_first + offset as u64) as u32
+    }
+
+    /// The next records as a storage buffer. The window starts at a multiple of [`ALIGNMENT`], so they may not be its first.
+    pub(super) fn window(&self, num_records: usize) -> BufferRange {
+        let first = u64::from(self.next_uniform());
+        let offset_bytes = first / ALIGNMENT * ALIGNMENT;
+        let end = first + num_records as u64 * u64::from(self.record_bytes);
+        BufferRange { buffer: self.uniforms, offset_bytes, size_bytes: end - offset_bytes }
     }
 
     pub(super) fn uniform_range(&self, size_bytes: usize) -> BufferRange {

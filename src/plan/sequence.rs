@@ -1,12 +1,9 @@
 //! Layers that run many timesteps in one dispatch: which, and their dispatches.
 
-use super::planner::{Chunk, F32, LayerBuffers, Planner, StepInput, StepRecord, Stored};
+use super::planner::{ALIGNMENT, Chunk, F32, LayerBuffers, Planner, StepInput, StepRecord, Stored};
 use super::{BufferId, BufferRange, Dispatch, tiles};
 use crate::kernels::params::Step;
 use crate::kernels::{Kernel, ModelPart, padded};
-
-/// WebGPU's largest alignment of the offset of a binding.
-const ALIGNMENT: u64 = 256;
 
 /// What a dispatch of many timesteps computes, and the bytes of its rows.
 #[derive(Clone, Copy, Default)]
@@ -76,19 +73,13 @@ impl Planner<'_> {
         let bytes = bytes + reverse.len() as u64 * self.weight_bytes(l, kernel, hidden_size);
         let uniform = chunk.uniform_range(size_of::<Step>());
         // The records are a uniform for the first timestep and a storage buffer for all.
-        let uniform_bytes = chunk.next_uniform();
-        let window_first = u64::from(uniform_bytes) / ALIGNMENT * ALIGNMENT;
-        let record_first = (u64::from(uniform_bytes) - window_first) / F32;
+        let (uniform_bytes, window) = (chunk.next_uniform(), chunk.window(run.len()));
+        let record_first = (u64::from(uniform_bytes) - window.offset_bytes) / F32;
         let record_words = chunk.record_bytes / F32 as u32;
         for step in run {
             let record = Step { num_steps: run.len() as u32, record_first: record_first as u32, record_words, ..*step };
             chunk.push_uniform(bytemuck::bytes_of(&record));
         }
-        let window = BufferRange {
-            buffer: uniform.buffer,
-            offset_bytes: window_first,
-            size_bytes: u64::from(chunk.next_uniform()) - window_first,
-        };
         let model = |part| BufferRange::from(BufferId::Model { layer: l, part, range: 0 });
         // One buffer for h, since it is read before the first timestep and written after the last.
         let (h, state) = (buffers.h[0].into(), buffers.state.into());

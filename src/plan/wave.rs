@@ -5,15 +5,15 @@
 
 use std::ops::Range;
 
-use super::planner::{Chunk, F32, LayerBuffers, MAX_STEPS_PER_CHUNK, Planner, StepInput, StepRecord, Stored};
+use super::planner::{
+    ALIGNMENT, Chunk, F32, LayerBuffers, MAX_STEPS_PER_CHUNK, Planner, StepInput, StepRecord, Stored,
+};
 use super::tiles::{self, Shape};
 use super::{BufferId, BufferRange, Dispatch, LayerKernels, PlanLimits, TileOverride, groups};
 use crate::kernels::params::{Step, WaveStep};
 use crate::kernels::{COLUMN, CellCode, Kernel, KernelId, LayerLayout, ModelPart, StackPlaces, loop_trips, padded};
 use crate::spec::LayerSpec;
 
-/// WebGPU's largest alignment of the offset of a binding.
-const ALIGNMENT: u64 = 256;
 /// The most bytes of a stack's matrices: the device has them twice, and reads those of the input once a timestep.
 const STACK_BYTES: usize = 4 << 20;
 /// The most sequences of a stack whose layers run side by side: more of them fill a device with one layer.
@@ -82,7 +82,9 @@ impl Stack {
     }
 
     fn variant(&self, rows: usize, limits: &PlanLimits, fixed: TileOverride) -> KernelId {
-        let k = self.layouts.iter().map(LayerLayout::longest_sum).max().unwrap_or(0);
+        // The input of the first layer is projected.
+        let own = self.layouts.iter().map(|layout| layout.k(ModelPart::WeightsHh));
+        let k = own.chain(self.layouts[1..].iter().map(LayerLayout::input_k)).max().unwrap_or(0);
         tiles::choose(Kernel::Wave, self.cell, Shape { rows, columns: self.columns(), k }, limits, fixed)
     }
 
@@ -96,15 +98,23 @@ impl Planner<'_> {
     /// The stacks whose layers run side by side for this batch.
     pub(super) fn stacks(&self) -> Vec<Stack> {
         let limits = &self.request.limits;
-        let batch_size = self.schedule.active(0);
-        let work = |l: usize| {
-            let hidden_size = self.layers[l].hidden_size;
-            self.flops(l, Kernel::InputProjection, batch_size, hidden_size)
-                + self.flops(l, Kernel::RecurrentStep, batch_size, padded(hidden_size))
+        // States have places for sequences without a timestep too.
+        let batch_size = self.schedule.batch_size();
+        let is_short = |stack: &Stack| {
+            let first = stack.layers.start;
+            let products = stack.layers.clone().flat_map(|l| self.wave_products(l, l > first).map(move |p| (l, p)));
+            let flops = products.map(|(l, (kernel, columns))| self.flops(l, kernel, batch_size, columns));
+            flops.sum::<u64>() <= self.request.dispatch_flops
         };
-        let is_short = |stack: &Stack| stack.layers.clone().map(work).sum::<u64>() <= self.request.dispatch_flops;
         let takes = |stack: &Stack| stack.takes_wave(batch_size, limits, self.request.tiles) && is_short(stack);
         Stack::all(self.layers, limits).into_iter().filter(takes).collect()
+    }
+
+    /// The products of a timestep of a layer, as kernels that compute the same, with their columns.
+    fn wave_products(&self, l: usize, with_input: bool) -> impl Iterator<Item = (Kernel, usize)> + use<> {
+        let hidden_size = self.layers[l].hidden_size;
+        let input = with_input.then_some((Kernel::InputProjection, hidden_size));
+        std::iter::once((Kernel::RecurrentStep, padded(hidden_size))).chain(input)
     }
 
     /// All timesteps of a chunk of a stack; `stored` is where the output of its last layer goes.
@@ -122,15 +132,8 @@ impl Planner<'_> {
         let nothing = Stored::nothing();
 
         // The records are a uniform for a dispatch's first layer and a storage buffer for all.
-        let records_first = u64::from(chunk.next_uniform());
-        let window_first = records_first / ALIGNMENT * ALIGNMENT;
-        let records_bytes = (num_steps * num_layers) as u64 * u64::from(chunk.record_bytes);
+        let window = chunk.window(num_steps * num_layers);
         let uniform = chunk.uniform_range(size_of::<WaveStep>());
-        let window = BufferRange {
-            buffer: uniform.buffer,
-            offset_bytes: window_first,
-            size_bytes: records_first + records_bytes - window_first,
-        };
         let weights = |vectors| BufferRange::from(BufferId::Stack { layer: layers.start, vectors });
 
         for wave in 0..num_steps + num_layers - 1 {
@@ -150,7 +153,7 @@ impl Planner<'_> {
                 let below = i.checked_sub(1).map(|_| &buffers[l - 1]);
                 let record = WaveStep {
                     step: Step {
-                        record_first: ((u64::from(uniform_bytes) - window_first) / F32) as u32,
+                        record_first: ((u64::from(uniform_bytes) - window.offset_bytes) / F32) as u32,
                         record_words: chunk.record_bytes / F32 as u32,
                         num_steps: 1,
                         ..step
@@ -166,12 +169,9 @@ impl Planner<'_> {
                 };
                 chunk.push_uniform(bytemuck::bytes_of(&record));
                 rows = rows.max(most_active);
-                let hidden_size = self.layers[l].hidden_size;
-                let products = [(Kernel::RecurrentStep, padded(hidden_size)), (Kernel::InputProjection, hidden_size)];
-                for (kernel, columns) in &products[..if below.is_some() { 2 } else { 1 }] {
-                    flops += self.flops(l, *kernel, most_active, *columns);
-                    bytes +=
-                        self.weight_bytes(l, *kernel, *columns) + self.row_bytes(l, *kernel, most_active, *columns);
+                for (kernel, columns) in self.wave_products(l, below.is_some()) {
+                    flops += self.flops(l, kernel, most_active, columns);
+                    bytes += self.weight_bytes(l, kernel, columns) + self.row_bytes(l, kernel, most_active, columns);
                 }
             }
             // A layer's h alternates with the waves, not with its own timesteps: what it reads of the layer below is there too.
@@ -198,6 +198,6 @@ impl Planner<'_> {
             ];
             chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
         }
-        debug_assert_eq!(u64::from(chunk.next_uniform()), records_first + records_bytes);
+        debug_assert_eq!(u64::from(chunk.next_uniform()), window.offset_bytes + window.size_bytes);
     }
 }

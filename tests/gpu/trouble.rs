@@ -298,7 +298,7 @@ fn explained(subject: &Subject) -> Result<(), Failed> {
     let case = case()?;
     let text = engine.load_blocking(&case.weights)?.explain(&case.batch())?;
     let mut seen = BTreeSet::new();
-    let many_lanes = subject.options.tuning == Tuning::ManyLanes || text.contains("many timesteps in one dispatch");
+    let many_lanes = subject.options.tuning == Tuning::ManyLanes || text.contains("many timesteps of a small layer");
     for part in [
         "device: ",
         "122 rows are computed, padding would make them 240",
