@@ -75,6 +75,23 @@ fn a_batch_that_does_not_fit_names_the_limit() {
 }
 
 #[test]
+fn steps_in_several_dispatches_have_room_for_their_records() {
+    // The step's own sum fits a dispatch with 128 columns, with a narrow input only with 64.
+    let spec = LstmSpec::stack(32, 128, 1).build().unwrap();
+    let lengths = [17; 700];
+    let mut request = request(&spec, &lengths, DEFAULTS);
+    request.dispatch_flops = 100_000_000;
+    let plan = Plan::new(&request).unwrap();
+    assert_eq!(plan.submits.iter().map(|submit| submit.dispatches.len()).sum::<usize>(), 2 * 17);
+    for upload in plan.submits.iter().flat_map(|submit| &submit.uploads) {
+        if let Upload::Uniforms { buffer: BufferId::Scratch(index), offset_bytes, bytes } = upload {
+            let (end, room) = (*offset_bytes + bytes.len() as u64, plan.scratch[*index].size_bytes);
+            assert!(end <= room, "{end} bytes of records in {room}");
+        }
+    }
+}
+
+#[test]
 fn layers_of_a_stack_run_side_by_side_for_few_sequences() {
     let wide = PlanLimits { wide: true, ..DEFAULTS };
     let dispatches = |spec: &LstmSpec, batch_size, limits| {
