@@ -590,6 +590,15 @@ fn the_benchmark_binary_verifies_and_reports() {
     assert!(fs::read_to_string(&chart).unwrap().contains("Growth with the length"));
     let output = bench(&[&tiny[..], &["--record", &json]].concat());
     assert!(output.status.code() == Some(2) && stderr(&output).contains("exists"), "{}", stderr(&output));
+    for (option, file, expected) in [
+        ("--record", "missing/record.json", "there is no folder"),
+        ("--plot", "missing/chart.svg", "there is no folder"),
+        ("--plot", "chart.png", "ending in .svg"),
+    ] {
+        let output = bench(&[&tiny[..], &[option, &folder.path(file)]].concat());
+        let text = stderr(&output);
+        assert!(output.status.code() == Some(2) && text.contains(option) && text.contains(expected), "{text}");
+    }
     let output = bench(&["--group", "none"]);
     assert!(output.status.code() == Some(2) && stderr(&output).contains("tiny"), "{}", stderr(&output));
 }

@@ -85,6 +85,12 @@ def parse():
         arguments.threads = [int(n) for n in arguments.threads.split(",")]
     except ValueError:
         parser.error(f"--threads: expected numbers, found {arguments.threads!r}")
+    files = [("--worker", arguments.worker)] if arguments.worker else []
+    for option, file in files + [("--table", file) for file in arguments.table or []]:
+        if not file.is_file():
+            parser.error(f"{option}: there is no file {file}")
+    if arguments.record and not Path(arguments.record).absolute().parent.is_dir():
+        parser.error(f"--record: there is no folder for {arguments.record}")
     return arguments
 
 

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 fn bench(options: &args::Arguments) -> Result<()> {
     let cases = chosen_cases(options)?;
     report::check_path(options.record.as_deref())?;
+    report::check_chart(options.plot.as_deref())?;
     let machine = machine::Machine::of_this_run();
     let quiet = options.format != Format::Text;
     if !quiet {

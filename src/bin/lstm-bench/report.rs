@@ -229,9 +229,29 @@ fn csv_line(cells: impl Iterator<Item = String>) -> String {
     quoted.collect::<Vec<_>>().join(",") + "\n"
 }
 
+/// Refuses a file for what an option asks for that could not be made at the end, since its folder is missing.
+fn check_folder(option: &str, path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") && !folder.is_dir() => {
+            Err(Failure::Usage(format!("{option}: {}: there is no folder {}", path.display(), folder.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a chart that could not be written at the end.
+pub(crate) fn check_chart(path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    if path.extension().is_none_or(|e| e != "svg") {
+        return Err(Failure::Usage(format!("--plot: expected a file ending in .svg, found {}", path.display())));
+    }
+    check_folder("--plot", path)
+}
+
 /// Refuses a record that could not be written at the end.
 pub(crate) fn check_path(path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
+    check_folder("--record", path)?;
     match path.extension().and_then(|e| e.to_str()) {
         Some("csv") => Ok(()),
         Some("json") if path.exists() => Err(Failure::Usage(format!(
