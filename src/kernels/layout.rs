@@ -131,6 +131,8 @@ pub struct LayerLayout {
     pub projection_bias: bool,
     /// Whether the device has the weights as halves; the packed arrays are f32 all the same.
     halves: bool,
+    /// Whether the weights of a narrow input fit a binding; they are not split.
+    narrow_fits: bool,
     /// The most columns of a range of `weights_ih`, `weights_hh` and `weights_inner`.
     range_columns: [usize; 3],
 }
@@ -170,6 +172,7 @@ impl LayerLayout {
             },
             projection_bias: lstm.projection_bias,
             halves: false,
+            narrow_fits: true,
             range_columns: [usize::MAX; 3],
         }
     }
@@ -212,6 +215,7 @@ impl LayerLayout {
             let most = if most > WHOLE { most - most % WHOLE } else { most.max(1) };
             self.range_columns[n] = usize::try_from(most).unwrap_or(usize::MAX);
         }
+        self.narrow_fits = self.size_bytes(ModelPart::NarrowInput) <= binding_bytes.min(buffer_bytes);
         self
     }
 
@@ -281,14 +285,15 @@ impl LayerLayout {
         }
     }
 
-    /// Whether a step may sum over the input itself: one plane of few values, and a cell with a kernel for it.
+    /// Whether a step may sum over the input itself: one plane of few values, weights that fit a binding, and a cell with a
+    /// kernel for it.
     pub fn is_narrow(&self) -> bool {
         let has_kernel = match self.form {
             Form::Lstm => self.vectors == 0,
             Form::Gru => true,
             Form::GruAfterReset | Form::Rnn => false,
         };
-        has_kernel && self.num_planes == 1 && !self.sums_planes && self.input_k() <= NARROW_INPUT
+        has_kernel && self.narrow_fits && self.num_planes == 1 && !self.sums_planes && self.input_k() <= NARROW_INPUT
     }
 
     /// Rows of weights per unit.

@@ -137,7 +137,7 @@ fn threads(subject: &Subject) -> Result<(), Failed> {
 /// Submits without reads, whose end must not be taken for that of another thread's work.
 fn load_while_running(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.open(|o| o.memory_budget_bytes(48 << 10))?;
-    let spec = LstmSpec::stack(4, 16, 1).direction(Direction::Bidirectional).build()?;
+    let spec = LstmSpec::stack(40, 16, 1).direction(Direction::Bidirectional).build()?;
     let mut case = Case::new("many chunks", &spec, &[120, 80], 120, false, 1);
     case.outputs = Outputs { sequence: SequenceOutput::None, final_state: true, cells: false };
     let lstm = engine.load_blocking(&case.weights)?;
@@ -259,7 +259,7 @@ fn profile(subject: &Subject) -> Result<(), Failed> {
 
 fn dropped_midway(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.open(|o: EngineOptions| o.memory_budget_bytes(160 << 10))?;
-    let spec = LstmSpec::stack(4, 16, 1).direction(Direction::Bidirectional).build()?;
+    let spec = LstmSpec::stack(40, 16, 1).direction(Direction::Bidirectional).build()?;
     let case = Case::new("many chunks", &spec, &[120, 80], 120, false, 1);
     let lstm = engine.load_blocking(&case.weights)?;
     let expected = lstm.run_blocking(&case.batch())?;
