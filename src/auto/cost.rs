@@ -60,7 +60,7 @@ impl LayerWork {
             step_flops: 2.0 * step,
             input_bytes: F32 * input,
             input_flops: 2.0 * input,
-            narrow: tiles::takes_narrow(&layout, TileOverride::default()),
+            narrow: tiles::takes_narrow(&layout, limits, TileOverride::default()),
             many_steps: tiles::takes_sequence(&layout, limits, TileOverride::default()),
             beside: [false; 2],
         }

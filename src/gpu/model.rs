@@ -156,7 +156,7 @@ fn kernels(spec: &LstmSpec, limits: &PlanLimits) -> BTreeSet<KernelId> {
         let LayerKernels { cell, input, step } = LayerKernels::new(spec.layers(), l);
         let layout = limits.layout(spec.layers(), l);
         // An input that lies in several pieces is projected all the same; that kernel is compiled when it comes to that.
-        let narrow = tiles::takes_narrow(&layout, TileOverride::default());
+        let narrow = tiles::takes_narrow(&layout, limits, TileOverride::default());
         let of_input = |kernel: Kernel| if narrow { kernel.narrow().unwrap_or(kernel) } else { kernel };
         let starts_stack = stacks.iter().any(|stack| stack.layers.start == l);
         let projection = Some(input).filter(|_| !narrow || starts_stack);

@@ -37,14 +37,7 @@ impl RowFunctions {
         writeln!(out, "const SEGMENT_K4: u32 = {}u;", SEGMENT / super::ROW_ALIGN)?;
         match slices {
             None => {}
-            Some(1) if lanes == super::WORKGROUP_SIZE => {
-                out.push_str(SAME_ROWS);
-                out.push_str(WHOLE);
-            }
-            Some(1) => {
-                out.push_str(OWN_ROWS);
-                out.push_str(WHOLE);
-            }
+            Some(1) => out.push_str(WHOLE),
             Some(slices) => {
                 writeln!(out, "const SLICES: u32 = {slices}u;\nconst LANES: u32 = {lanes}u;")?;
                 writeln!(out, "var<workgroup> partials: array<vec4f, {}>;", rows * slices * lanes)?;
@@ -146,24 +139,14 @@ impl RowFunctions {
     }
 }
 
-/// Where a workgroup has one row of invocations: a back end sees that all of them read the same rows, and reads each once.
-const SAME_ROWS: &str = "
-fn tile_row(group: vec3u, local: vec3u) -> u32 {
-    return group.y * ROWS;
-}
-";
-
-/// Where it has several.
-const OWN_ROWS: &str = "
-fn tile_row(group: vec3u, local: vec3u) -> u32 {
-    return (group.y * WG_Y + local.y) * ROWS;
-}
-";
-
 /// What a kernel asks of its tile where every invocation sums by itself.
 const WHOLE: &str = "
 fn tile_column(group: vec3u, local: vec3u) -> u32 {
     return group.x * WG_X + local.x;
+}
+
+fn tile_row(group: vec3u, local: vec3u) -> u32 {
+    return (group.y * WG_Y + local.y) * ROWS;
 }
 
 fn leaves(column: u32, end: u32) -> bool {

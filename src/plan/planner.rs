@@ -471,7 +471,8 @@ impl<'a> Planner<'a> {
         for l in group.layers.clone() {
             // Inside a group the input is a buffer of the chunk.
             let in_one_piece = l > group.layers.start || input_pieces == 1;
-            self.narrow[l] = !is_stack && in_one_piece && tiles::takes_narrow(&self.layouts[l], self.request.tiles);
+            self.narrow[l] =
+                !is_stack && in_one_piece && tiles::takes_narrow(&self.layouts[l], &limits, self.request.tiles);
         }
 
         // Bytes that one row of a chunk costs, and the widest of its bindings.

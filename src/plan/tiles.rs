@@ -94,9 +94,10 @@ pub(super) fn is_plain(layout: &LayerLayout) -> bool {
     layout.form == Form::Lstm && !layout.is_normalized() && !layout.has_peepholes() && !layout.has_inner
 }
 
-/// Whether the steps of a layer sum over its input themselves instead of reading gates that an input projection left.
-pub fn takes_narrow(layout: &LayerLayout, fixed: TileOverride) -> bool {
-    layout.is_narrow() && fixed.narrow.unwrap_or(true)
+/// Whether the steps of a layer sum over its input themselves instead of reading gates that an input projection left: on a
+/// wide device, since a software adapter gains nothing and compiles the sum once for each row of a tile.
+pub fn takes_narrow(layout: &LayerLayout, limits: &PlanLimits, fixed: TileOverride) -> bool {
+    layout.is_narrow() && fixed.narrow.unwrap_or(limits.wide)
 }
 
 /// The most timesteps of a dispatch for a driver that ends loops.

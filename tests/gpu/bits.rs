@@ -188,8 +188,9 @@ fn tiles(subject: &Subject) -> Result<(), Failed> {
                 equal_outputs(&format!("rows {rows}, lanes {lanes}"), &output, &expected)?;
             }
         }
-        let tiles = TileOverride { narrow: Some(false), ..TileOverride::default() };
-        for (fixed, is_for_narrow) in [(Fixed::default(), true), (Fixed { tiles, ..Fixed::default() }, false)] {
+        for is_for_narrow in [true, false] {
+            let tiles = TileOverride { narrow: Some(is_for_narrow), ..TileOverride::default() };
+            let fixed = Fixed { tiles, ..Fixed::default() };
             let plan = plan(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;
             num_narrow += usize::from(plan.kernels.iter().any(|id| id.kernel.is_narrow()));
             let output = run_fixed(&lstm, &case.batch(), fixed).ok_or("not on a GPU")??;

@@ -81,6 +81,7 @@ fn steps_in_several_dispatches_have_room_for_their_records() {
     let lengths = [17; 700];
     let mut request = request(&spec, &lengths, DEFAULTS);
     request.dispatch_flops = 100_000_000;
+    request.tiles.narrow = Some(true);
     let plan = Plan::new(&request).unwrap();
     assert_eq!(plan.submits.iter().map(|submit| submit.dispatches.len()).sum::<usize>(), 2 * 17);
     for upload in plan.submits.iter().flat_map(|submit| &submit.uploads) {
@@ -122,7 +123,7 @@ fn a_narrow_input_needs_no_room_for_gates() {
     let lengths = [100; 50];
     let scratch = |input_size, binding_bytes| {
         let spec = LstmSpec::stack(input_size, 256, 1).direction(Direction::Bidirectional).build().unwrap();
-        Plan::new(&request(&spec, &lengths, PlanLimits { binding_bytes, ..DEFAULTS })).unwrap().scratch
+        Plan::new(&request(&spec, &lengths, PlanLimits { binding_bytes, wide: true, ..DEFAULTS })).unwrap().scratch
     };
     let has_gates = |input_size, limit| scratch(input_size, limit).iter().any(|buffer| buffer.label == "x_gates");
     assert!(!has_gates(32, 8 << 20) && has_gates(33, 8 << 20));
@@ -305,6 +306,7 @@ proptest! {
         let mut request = request(&spec, &lengths, limits);
         request.tiles.wave = stacked.then_some(true);
         request.dispatch_flops = dispatch_flops;
+        request.tiles.narrow = (wide != stacked).then_some(true);
         request.outputs.cells = cells && spec.last_layer().c_size() > 0;
         request.outputs.sequence = [SequenceOutput::None, SequenceOutput::Last, SequenceOutput::All][sequence];
         request.initial =

@@ -2,12 +2,12 @@
 const ROWS: u32 = 1u;
 const SEGMENT_K4: u32 = 8u;
 
-fn tile_row(group: vec3u, local: vec3u) -> u32 {
-    return group.y * ROWS;
-}
-
 fn tile_column(group: vec3u, local: vec3u) -> u32 {
     return group.x * WG_X + local.x;
+}
+
+fn tile_row(group: vec3u, local: vec3u) -> u32 {
+    return (group.y * WG_Y + local.y) * ROWS;
 }
 
 fn leaves(column: u32, end: u32) -> bool {
