@@ -91,11 +91,13 @@ async fn gpu_costs(context: &Arc<Context>, precision: Precision) -> Result<GpuCo
     let bytes_per_second = rate(step_bytes(512) - step_bytes(128), far_step - near);
     let dispatch = (near - step_bytes(128) / bytes_per_second).max(near / 4.0);
     let (upload, download) = copies(context).await?;
-    // What a wider input adds: a dispatch, since the narrow one is summed over in the steps; its product, and bringing it there.
+    // A wide device sums over the narrow input in the steps, another projects it in a dispatch of its own.
+    let of_narrow = if context.limits.wide { 0.0 } else { dispatch };
+    // What a wider input adds: its product, and bringing it there; on a wide device the dispatch too.
     let added = (512 - NARROW) as f64 * 64.0 * 5.0;
-    let product = projected - many - dispatch - F32 * added / upload;
+    let product = projected - many - (dispatch - of_narrow) - F32 * added / upload;
     Ok(GpuCosts {
-        run: (one - dispatch).max(one / 4.0),
+        run: (one - dispatch - of_narrow).max(one / 4.0),
         dispatch,
         bytes_per_second,
         step_flops: rate(64.0 * step_bytes(512) / 2.0, busy - far_step),
