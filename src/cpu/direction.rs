@@ -24,6 +24,9 @@ use crate::weights::CellWeights;
 /// Rows whose sums are computed before their cells, so that the sums stay next to the core.
 const ROWS_AT_ONCE: usize = 48;
 
+/// Bytes of weights that stay in the second-level cache of most processors.
+const CLOSE_BYTES: usize = 1 << 20;
+
 /// The weights of a cell as the products read them.
 pub(super) struct Weights {
     layer: LayerSpec,
@@ -34,6 +37,30 @@ pub(super) struct Weights {
     /// What a step's second product reads, if there is one.
     second: Option<Second>,
     elementwise: Elementwise,
+}
+
+/// Which weights are fetched while others are multiplied.
+#[derive(Clone, Copy)]
+struct Ahead {
+    backwards: bool,
+    /// Whether a member's weights are more than its second-level cache keeps from one step to the next.
+    far: bool,
+}
+
+impl Ahead {
+    /// Those of block `u`, which this member needs next.
+    fn same<'a>(&self, panels: &'a Panels, u: usize, count: usize) -> &'a [u8] {
+        /// So many rows hide the instructions, should the weights be near already.
+        const ROWS_TO_HIDE: usize = 24;
+        let worth = count >= ROWS_TO_HIDE || self.far && count > 1;
+        if worth { panels.block(u) } else { &[] }
+    }
+
+    /// Those of the block that follows `u`, which this member needs next unless its range ends or another is quicker.
+    fn next<'a>(&self, panels: &'a Panels, u: usize, count: usize) -> &'a [u8] {
+        let next = if self.backwards { u.checked_sub(1) } else { Some(u + 1) };
+        next.map_or(&[], |next| self.same(panels, next, count))
+    }
 }
 
 /// The second product of a step.
@@ -141,6 +168,11 @@ impl Weights {
             second,
             elementwise: Elementwise::new(layer, d, cell),
         }
+    }
+
+    /// Bytes of the weights of a step with its projection.
+    fn num_bytes(&self) -> usize {
+        self.weight_ih.num_bytes() + self.weight_hh.num_bytes()
     }
 
     /// Multiply-adds of a step for one sequence, without the input projection.
@@ -291,18 +323,22 @@ impl Steps<'_> {
         let (h_size, hidden_size) = (weights.layer.h_size(), weights.layer.hidden_size);
         let has_c = weights.layer.c_size() > 0;
         let needs_all = weights.elementwise.needs_all_units();
+        let ahead = Ahead { backwards, far: weights.num_bytes() / team.size() > CLOSE_BYTES };
 
         let first = |u: usize, part: &mut Part<'_>, out: &mut [f32]| {
             if let Some((x, count)) = x {
-                weights.weight_ih.multiply(arch, u, x, count, &mut part.x_gates);
+                let ahead = ahead.same(&weights.weight_hh, u, count);
+                weights.weight_ih.multiply(arch, u, x, count, &mut part.x_gates, ahead);
             }
+            let following = if x.is_some() { &weights.weight_ih } else { &weights.weight_hh };
             if needs_all {
-                return weights.weight_hh.multiply(arch, u, h_prev, active, &mut part.sums);
+                let ahead = ahead.next(following, u, active);
+                return weights.weight_hh.multiply(arch, u, h_prev, active, &mut part.sums, ahead);
             }
-            for first in (0..active).step_by(ROWS_AT_ONCE) {
-                let count = ROWS_AT_ONCE.min(active - first);
+            for (first, count, is_last) in rows_at_once(active) {
                 let sums = &mut part.sums[..count * weights.weight_hh.row_len()];
-                weights.weight_hh.multiply(arch, u, h_prev.from(first), count, sums);
+                let ahead = if is_last { ahead.next(following, u, count) } else { &[] };
+                weights.weight_hh.multiply(arch, u, h_prev.from(first), count, sums, ahead);
                 let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
                 let places = first * LANES..(first + count) * LANES;
                 let c = if has_c { &mut part.c[places.clone()] } else { &mut [] };
@@ -332,10 +368,10 @@ impl Steps<'_> {
             Some(Second::Projection(panels, bias)) => {
                 let m = Rows::new(hidden, sequences);
                 team.each_with(projected, h_next, sequences * LANES, backwards, |u, part, out| {
-                    for first in (0..active).step_by(ROWS_AT_ONCE) {
-                        let count = ROWS_AT_ONCE.min(active - first);
+                    for (first, count, is_last) in rows_at_once(active) {
                         let out = &mut out[first * LANES..][..count * LANES];
-                        panels.multiply(arch, u, m.from(first), count, &mut part.sums);
+                        let ahead = if is_last { ahead.next(panels, u, count) } else { &[] };
+                        panels.multiply(arch, u, m.from(first), count, &mut part.sums, ahead);
                         out.copy_from_slice(&part.sums[..count * LANES]);
                         if let Some(bias) = bias {
                             let bias = &bias[u * LANES..][..LANES];
@@ -348,10 +384,10 @@ impl Steps<'_> {
             Some(Second::Candidate(panels)) => {
                 let m = Rows::new(hidden, sequences);
                 team.each_with(parts, h_next, sequences * LANES, backwards, |u, part, out| {
-                    for first in (0..active).step_by(ROWS_AT_ONCE) {
-                        let count = ROWS_AT_ONCE.min(active - first);
+                    for (first, count, is_last) in rows_at_once(active) {
                         let sums = &mut part.sums[..count * LANES];
-                        panels.multiply(arch, u, m.from(first), count, sums);
+                        let ahead = if is_last { ahead.next(panels, u, count) } else { &[] };
+                        panels.multiply(arch, u, m.from(first), count, sums, ahead);
                         let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
                         let places = first * LANES..(first + count) * LANES;
                         let before = &h_prev.values[u * h_prev.stride..][places.clone()];
@@ -377,6 +413,14 @@ impl Steps<'_> {
             last[places.clone()].copy_from_slice(&now[places.clone()]);
         }
     }
+}
+
+/// The first row, the number of rows and whether they are the last, for all rows.
+fn rows_at_once(rows: usize) -> impl Iterator<Item = (usize, usize, bool)> {
+    (0..rows).step_by(ROWS_AT_ONCE).map(move |first| {
+        let count = ROWS_AT_ONCE.min(rows - first);
+        (first, count, first + count == rows)
+    })
 }
 
 /// How many of `units` block `u` has.

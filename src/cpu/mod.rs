@@ -13,6 +13,7 @@ mod cell;
 mod columns;
 mod direction;
 mod panels;
+mod prefetch;
 mod rows;
 mod team;
 

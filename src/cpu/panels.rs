@@ -10,6 +10,7 @@ use bytemuck::Pod;
 use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 
+use super::prefetch::{fetch, piece_len};
 use super::rows::{LANES, Lines, Rows, blocks};
 use crate::options::Precision;
 
@@ -72,7 +73,7 @@ impl Panels {
 
     /// Multiply-adds for a row.
     pub(super) fn multiply_adds(&self) -> usize {
-        self.values.len() * size_of::<f32>() / self.weight_bytes()
+        self.num_bytes() / self.weight_bytes()
     }
 
     fn weight_bytes(&self) -> usize {
@@ -82,16 +83,35 @@ impl Panels {
         }
     }
 
-    /// sums [count][gates][16] of the 16 units `block`, for the first `count` of `rows`.
-    pub(super) fn multiply(&self, arch: Arch, block: usize, rows: Rows<'_>, count: usize, sums: &mut [f32]) {
+    /// The weights of the 16 units `block`; nothing where there is no such block.
+    pub(super) fn block(&self, block: usize) -> &[u8] {
         let len = self.gates * self.k * LANES * self.weight_bytes();
-        let panels = &bytemuck::cast_slice(&self.values)[block * len..][..len];
+        bytemuck::cast_slice(&self.values).get(block * len..(block + 1) * len).unwrap_or_default()
+    }
+
+    /// Bytes of all weights.
+    pub(super) fn num_bytes(&self) -> usize {
+        self.values.len() * size_of::<f32>()
+    }
+
+    /// sums [count][gates][16] of the 16 units `block`, for the first `count` of `rows`; meanwhile the weights `ahead` are
+    /// fetched.
+    pub(super) fn multiply(
+        &self,
+        arch: Arch,
+        block: usize,
+        rows: Rows<'_>,
+        count: usize,
+        sums: &mut [f32],
+        ahead: &[u8],
+    ) {
+        let panels = self.block(block);
         let sums = &mut sums[..count * self.gates * LANES];
         if self.k == 0 {
             sums.fill(0.0);
         } else if count > 0 {
             let Self { k, gates, together, precision, .. } = *self;
-            arch.dispatch(Product { panels, precision, k, gates, together, rows, count, sums });
+            arch.dispatch(Product { panels, precision, k, gates, together, rows, count, sums, ahead });
         }
     }
 }
@@ -120,6 +140,7 @@ struct Product<'a> {
     rows: Rows<'a>,
     count: usize,
     sums: &'a mut [f32],
+    ahead: &'a [u8],
 }
 
 impl WithSimd for Product<'_> {
@@ -247,22 +268,23 @@ impl Product<'_> {
         simd: S,
         stored: W,
     ) {
-        let Self { panels, k, gates, rows, count, sums, .. } = self;
+        let Self { panels, k, gates, rows, count, sums, ahead, .. } = self;
         let panels: &[W::Packed] = bytemuck::cast_slice(panels);
-        let row_len = gates * LANES;
-        let whole = count / TILE_ROWS * TILE_ROWS;
-        for first in (0..whole).step_by(TILE_ROWS) {
-            let sums = &mut sums[first * row_len..];
-            pass::<S, W, TILE_ROWS, MANY, V, G>(simd, stored, panels, k, gates, rows.from(first), sums);
-        }
-        let (rows, sums) = (rows.from(whole), &mut sums[whole * row_len..]);
-        match count - whole {
-            1 => pass::<S, W, 1, ONE, V, G>(simd, stored, panels, k, gates, rows, sums),
-            2 => pass::<S, W, 2, TWO, V, G>(simd, stored, panels, k, gates, rows, sums),
-            3 => pass::<S, W, 3, MANY, V, G>(simd, stored, panels, k, gates, rows, sums),
-            4 => pass::<S, W, 4, MANY, V, G>(simd, stored, panels, k, gates, rows, sums),
-            5 => pass::<S, W, 5, MANY, V, G>(simd, stored, panels, k, gates, rows, sums),
-            _ => {}
+        // Tiles of about the same height.
+        let tiles = count.div_ceil(TILE_ROWS);
+        let share = ahead.len() / tiles;
+        for tile in 0..tiles {
+            let (first, end) = (count * tile / tiles, count * (tile + 1) / tiles);
+            let (rows, sums) = (rows.from(first), &mut sums[first * gates * LANES..]);
+            let ahead = &ahead[tile * share..][..share];
+            match end - first {
+                1 => pass::<S, W, 1, ONE, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+                2 => pass::<S, W, 2, TWO, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+                3 => pass::<S, W, 3, MANY, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+                4 => pass::<S, W, 4, MANY, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+                5 => pass::<S, W, 5, MANY, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+                _ => pass::<S, W, TILE_ROWS, MANY, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+            }
         }
     }
 
@@ -301,16 +323,18 @@ fn pass<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
     gates: usize,
     rows: Rows<'_>,
     sums: &mut [f32],
+    ahead: &[u8],
 ) {
     let mut gate = 0;
     while gate < gates {
         let panels = &panels[gate * k * V..];
         let sums = &mut sums[gate * LANES..];
+        let ahead = &ahead[ahead.len() * gate / gates..ahead.len() * gates.min(gate + P) / gates];
         match P.min(gates - gate) {
-            4 => tile::<S, W, M, 4, V, G>(simd, stored, panels, k, gates, rows, sums),
-            3 => tile::<S, W, M, 3, V, G>(simd, stored, panels, k, gates, rows, sums),
-            2 => tile::<S, W, M, 2, V, G>(simd, stored, panels, k, gates, rows, sums),
-            _ => tile::<S, W, M, 1, V, G>(simd, stored, panels, k, gates, rows, sums),
+            4 => tile::<S, W, M, 4, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+            3 => tile::<S, W, M, 3, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+            2 => tile::<S, W, M, 2, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
+            _ => tile::<S, W, M, 1, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
         }
         gate += P;
     }
@@ -327,6 +351,7 @@ fn tile<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
     gates: usize,
     rows: Rows<'_>,
     sums: &mut [f32],
+    ahead: &[u8],
 ) {
     if G > 1 && P != G {
         return; // never called so; keeps the compiler from making it
@@ -347,9 +372,11 @@ fn tile<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
         return store::<S, M, P, V>(&chains, gates, sums);
     }
     let whole = k / LANES;
+    let mut pieces = ahead.chunks(piece_len(ahead, whole));
     for block in 0..whole {
         let x = rows.values[block * rows.stride..][..M * LANES].as_chunks::<LANES>().0;
         let weights: [&[W::Packed]; P] = std::array::from_fn(|p| &streams[p][block * LANES * V * G..][..LANES * V * G]);
+        fetch(pieces.next().unwrap_or_default());
         for i in 0..LANES {
             step::<S, W, M, P, V, G>(simd, stored, weights, std::array::from_fn(|r| x[r][i]), i, &mut chains);
         }
@@ -418,7 +445,7 @@ mod tests {
         let mut out = vec![f32::NAN; count * panels.gates * units];
         for block in 0..blocks(units) {
             let mut sums = vec![f32::NAN; count * panels.row_len()];
-            panels.multiply(Arch::new(), block, Rows::new(&x, count), count, &mut sums);
+            panels.multiply(Arch::new(), block, Rows::new(&x, count), count, &mut sums, panels.block(block + 1));
             for (r, gate) in (0..count).flat_map(|r| (0..panels.gates).map(move |g| (r, g))) {
                 let to = &mut out[(r * panels.gates + gate) * units..][..units];
                 let end = units.min((block + 1) * LANES);
@@ -474,7 +501,7 @@ mod tests {
         let x = to_blocks(&row[..20], 20);
         let x = [&*x, &to_blocks(&row[20..], 20)].concat();
         let mut sums = vec![f32::NAN; panels.row_len()];
-        panels.multiply(Arch::new(), 0, Rows::new(&x, 1), 1, &mut sums);
+        panels.multiply(Arch::new(), 0, Rows::new(&x, 1), 1, &mut sums, &[]);
         for (gate, unit) in (0..4).flat_map(|g| (0..units).map(move |u| (g, u))) {
             let expected: f32 = row.iter().zip(&weight[(gate * units + unit) * 40..]).map(|(x, w)| x * w).sum();
             assert_eq!(sums[gate * LANES + unit], expected);
