@@ -342,6 +342,7 @@ fn pass<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
 
 /// M rows times the first P of `panels`; P is G where G is more than one.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "what a tile is made of")]
 #[allow(clippy::needless_range_loop, reason = "i also counts in the panels")]
 fn tile<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, const G: usize>(
     simd: S,
