@@ -544,6 +544,7 @@ fn bench_times_what_there_is() {
     for row in &rows[..4] {
         assert!(row["median_ms"].as_f64().unwrap() > 0.0 && row["gflops"].as_f64().unwrap() > 0.0, "{row}");
         assert_eq!(row["runs"], 3);
+        assert!(row["chosen"].is_null() && row["estimates"].is_null(), "a device that was named is no choice: {row}");
     }
     assert!(rows[4..].iter().all(|row| row["unavailable"].as_str().unwrap().contains("no adapter")));
     let text = good(&["bench", &model, "--batch", "2", "--len", "4", "--runs", "3", "--device", "cpu,gpu"]);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wgpu_lstm::{DeviceChoice, Engine, Layout, Lstm, LstmWeights, SequenceBatch};
+use wgpu_lstm::{BackendKind, Choice, DeviceChoice, Engine, Layout, Lstm, LstmWeights, SequenceBatch};
 
 use crate::args::{BenchOptions, DeviceOption};
 use crate::common::failure::{Failure, Result, fail, say};
@@ -27,6 +27,8 @@ struct Row {
 }
 
 struct Measured {
+    /// What `auto` chose, where it had a choice.
+    choice: Option<Choice>,
     first: f64,
     times: Times,
     flops: f64,
@@ -116,7 +118,7 @@ fn measure(lstm: &Lstm, batch_size: usize, seq_len: usize, options: &BenchOption
             lstm.run_blocking(&batch)?;
             Ok(())
         })?;
-        Ok(Measured { first, times, flops: flops(lstm.spec(), batch.num_valid_rows()) })
+        Ok(Measured { choice: lstm.choice(&batch), first, times, flops: flops(lstm.spec(), batch.num_valid_rows()) })
     })
 }
 
@@ -124,7 +126,9 @@ fn text_rows(rows: &[Row]) -> Vec<Vec<String>> {
     let heading = ["device", "B", "T", "median ms", "min", "max", "runs", "first ms", "µs/step", "GFLOP/s"];
     let mut text = vec![heading.map(str::to_owned).to_vec()];
     for row in rows {
-        let mut cells = vec![row.device.clone(), row.batch_size.to_string(), row.seq_len.to_string()];
+        let choice = row.outcome.as_ref().ok().and_then(|m| m.choice);
+        let device = choice.map_or(row.device.clone(), |choice| format!("{}: {}", row.device, chosen(choice)));
+        let mut cells = vec![device, row.batch_size.to_string(), row.seq_len.to_string()];
         match &row.outcome {
             Ok(m) => {
                 let median = m.times.median();
@@ -141,12 +145,18 @@ fn text_rows(rows: &[Row]) -> Vec<Vec<String>> {
     text
 }
 
+fn chosen(choice: Choice) -> &'static str {
+    if choice.kind == BackendKind::Cpu { "cpu" } else { "gpu" }
+}
+
 fn to_json(path: &str, rows: &[Row]) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| match &row.outcome {
             Ok(m) => json!({
                 "device": row.device,
+                "chosen": m.choice.map(chosen),
+                "estimates": m.choice.map(|choice| choice.to_string()),
                 "batch_size": row.batch_size,
                 "seq_len": row.seq_len,
                 "median_ms": m.times.median() * 1e3,
