@@ -24,9 +24,6 @@ use crate::weights::CellWeights;
 /// Rows whose sums are computed before their cells, so that the sums stay next to the core.
 const ROWS_AT_ONCE: usize = 48;
 
-/// Bytes of weights that stay in the second-level cache of most processors.
-const CLOSE_BYTES: usize = 1 << 20;
-
 /// The weights of a cell as the products read them.
 pub(super) struct Weights {
     layer: LayerSpec,
@@ -48,18 +45,24 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// Those of block `u`, which this member needs next.
-    fn same<'a>(&self, panels: &'a Panels, u: usize, count: usize) -> &'a [u8] {
-        /// So many rows hide the instructions, should the weights be near already.
+    fn new(weights: &Weights, members: usize, backwards: bool) -> Self {
+        /// What such a cache has on most processors.
+        const NEAR_BYTES: usize = 1 << 20;
+        Self { backwards, far: weights.num_bytes() / members > NEAR_BYTES }
+    }
+
+    /// Those of block `u`, which this member needs next, while so many rows are multiplied.
+    fn same<'a>(&self, panels: &'a Panels, u: usize, rows: usize) -> &'a [u8] {
+        /// So many rows hid the instructions where the weights were near already (Intel Xeon with AVX-512, 2026-11-28).
         const ROWS_TO_HIDE: usize = 24;
-        let worth = count >= ROWS_TO_HIDE || self.far && count > 1;
+        let worth = rows >= ROWS_TO_HIDE || self.far && rows > 1;
         if worth { panels.block(u) } else { &[] }
     }
 
     /// Those of the block that follows `u`, which this member needs next unless its range ends or another is quicker.
-    fn next<'a>(&self, panels: &'a Panels, u: usize, count: usize) -> &'a [u8] {
+    fn next<'a>(&self, panels: &'a Panels, u: usize, rows: usize) -> &'a [u8] {
         let next = if self.backwards { u.checked_sub(1) } else { Some(u + 1) };
-        next.map_or(&[], |next| self.same(panels, next, count))
+        next.map_or(&[], |next| self.same(panels, next, rows))
     }
 }
 
@@ -170,9 +173,13 @@ impl Weights {
         }
     }
 
-    /// Bytes of the weights of a step with its projection.
+    /// Bytes of all weights of the products.
     fn num_bytes(&self) -> usize {
-        self.weight_ih.num_bytes() + self.weight_hh.num_bytes()
+        let second = match &self.second {
+            Some(Second::Projection(weights, _) | Second::Candidate(weights)) => weights.num_bytes(),
+            None => 0,
+        };
+        self.weight_ih.num_bytes() + self.weight_hh.num_bytes() + second
     }
 
     /// Multiply-adds of a step for one sequence, without the input projection.
@@ -323,7 +330,7 @@ impl Steps<'_> {
         let (h_size, hidden_size) = (weights.layer.h_size(), weights.layer.hidden_size);
         let has_c = weights.layer.c_size() > 0;
         let needs_all = weights.elementwise.needs_all_units();
-        let ahead = Ahead { backwards, far: weights.num_bytes() / team.size() > CLOSE_BYTES };
+        let ahead = Ahead::new(weights, team.size(), backwards);
 
         let first = |u: usize, part: &mut Part<'_>, out: &mut [f32]| {
             if let Some((x, count)) = x {
@@ -335,9 +342,8 @@ impl Steps<'_> {
                 let ahead = ahead.next(following, u, active);
                 return weights.weight_hh.multiply(arch, u, h_prev, active, &mut part.sums, ahead);
             }
-            for (first, count, is_last) in rows_at_once(active) {
+            for (first, count, ahead) in pieces(active, ahead.next(following, u, active)) {
                 let sums = &mut part.sums[..count * weights.weight_hh.row_len()];
-                let ahead = if is_last { ahead.next(following, u, count) } else { &[] };
                 weights.weight_hh.multiply(arch, u, h_prev.from(first), count, sums, ahead);
                 let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
                 let places = first * LANES..(first + count) * LANES;
@@ -368,9 +374,8 @@ impl Steps<'_> {
             Some(Second::Projection(panels, bias)) => {
                 let m = Rows::new(hidden, sequences);
                 team.each_with(projected, h_next, sequences * LANES, backwards, |u, part, out| {
-                    for (first, count, is_last) in rows_at_once(active) {
+                    for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
                         let out = &mut out[first * LANES..][..count * LANES];
-                        let ahead = if is_last { ahead.next(panels, u, count) } else { &[] };
                         panels.multiply(arch, u, m.from(first), count, &mut part.sums, ahead);
                         out.copy_from_slice(&part.sums[..count * LANES]);
                         if let Some(bias) = bias {
@@ -384,9 +389,8 @@ impl Steps<'_> {
             Some(Second::Candidate(panels)) => {
                 let m = Rows::new(hidden, sequences);
                 team.each_with(parts, h_next, sequences * LANES, backwards, |u, part, out| {
-                    for (first, count, is_last) in rows_at_once(active) {
+                    for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
                         let sums = &mut part.sums[..count * LANES];
-                        let ahead = if is_last { ahead.next(panels, u, count) } else { &[] };
                         panels.multiply(arch, u, m.from(first), count, sums, ahead);
                         let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
                         let places = first * LANES..(first + count) * LANES;
@@ -415,11 +419,14 @@ impl Steps<'_> {
     }
 }
 
-/// The first row, the number of rows and whether they are the last, for all rows.
-fn rows_at_once(rows: usize) -> impl Iterator<Item = (usize, usize, bool)> {
+/// The rows in pieces: the first and the number of each, with its share of what is fetched meanwhile.
+fn pieces(rows: usize, ahead: &[u8]) -> impl Iterator<Item = (usize, usize, &[u8])> {
+    let mut rest = ahead;
     (0..rows).step_by(ROWS_AT_ONCE).map(move |first| {
         let count = ROWS_AT_ONCE.min(rows - first);
-        (first, count, first + count == rows)
+        let (share, others) = rest.split_at(rest.len() / (rows - first) * count);
+        rest = others;
+        (first, count, share)
     })
 }
 

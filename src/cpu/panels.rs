@@ -83,7 +83,7 @@ impl Panels {
         }
     }
 
-    /// The weights of the 16 units `block`; nothing where there is no such block.
+    /// The weights of the 16 units `block`; there may be no such block.
     pub(super) fn block(&self, block: usize) -> &[u8] {
         let len = self.gates * self.k * LANES * self.weight_bytes();
         bytemuck::cast_slice(&self.values).get(block * len..(block + 1) * len).unwrap_or_default()
@@ -270,11 +270,12 @@ impl Product<'_> {
     ) {
         let Self { panels, k, gates, rows, count, sums, ahead, .. } = self;
         let panels: &[W::Packed] = bytemuck::cast_slice(panels);
-        // Tiles of about the same height.
+        // Tiles whose heights differ by one at most.
         let tiles = count.div_ceil(TILE_ROWS);
+        let first_row = |tile: usize| tile * (count / tiles) + tile.min(count % tiles);
         let share = ahead.len() / tiles;
         for tile in 0..tiles {
-            let (first, end) = (count * tile / tiles, count * (tile + 1) / tiles);
+            let (first, end) = (first_row(tile), first_row(tile + 1));
             let (rows, sums) = (rows.from(first), &mut sums[first * gates * LANES..]);
             let ahead = &ahead[tile * share..][..share];
             match end - first {

@@ -86,8 +86,9 @@ impl Context {
             int_div_checks: false,
             ..wgpu::ShaderRuntimeChecks::checked()
         };
-        // SAFETY: every loop of a kernel counts up to a number that was fixed before it, or halves down to 0, and every
-        // divisor of an integer is a constant above 0 or a length that the host keeps above 0.
+        // SAFETY: every loop of a kernel counts up to a number that was fixed before it, or halves down to 0; steps are too
+        // small and rows too few for a counter to wrap. Every divisor of an integer is a constant above 0, which a test sees
+        // to, but for `measure`'s number of values, which the host sets.
         #[allow(unsafe_code, reason = "the only way to leave checks out that no kernel needs")]
         unsafe {
             self.device.create_shader_module_trusted(descriptor, checks)

@@ -121,6 +121,43 @@ fn structs_have_the_same_members_on_both_sides() {
 }
 
 #[test]
+fn no_kernel_divides_an_integer_by_what_could_be_zero() {
+    use naga::{BinaryOperator, Expression, Literal, ScalarKind};
+    let mut divisions = 0;
+    for id in KernelId::all() {
+        let module = parse(id);
+        let info = validate(id, &module);
+        let functions = module.functions.iter().map(|(handle, f)| (f, &info[handle]));
+        let entry_points = module.entry_points.iter().enumerate().map(|(i, e)| (&e.function, info.get_entry_point(i)));
+        for (function, info) in functions.chain(entry_points) {
+            let above_zero = |expressions: &naga::Arena<Expression>, handle| match expressions[handle] {
+                Expression::Literal(Literal::U32(value)) => value > 0,
+                Expression::Literal(Literal::I32(value)) => value > 0,
+                _ => false,
+            };
+            for (_, expression) in function.expressions.iter() {
+                let Expression::Binary { op: BinaryOperator::Divide | BinaryOperator::Modulo, right, .. } = *expression
+                else {
+                    continue;
+                };
+                let kind = info[right].ty.inner_with(&module.types).scalar_kind();
+                if !matches!(kind, Some(ScalarKind::Sint | ScalarKind::Uint)) {
+                    continue;
+                }
+                divisions += 1;
+                let is_constant = match function.expressions[right] {
+                    Expression::Constant(c) => above_zero(&module.global_expressions, module.constants[c].init),
+                    _ => above_zero(&function.expressions, right),
+                };
+                // `measure` divides by the number of its values, which the host sets.
+                assert!(is_constant || id.kernel == Kernel::Measure, "{}: a divisor may be zero", id.name());
+            }
+        }
+    }
+    assert!(divisions > 100, "{divisions} divisions were found");
+}
+
+#[test]
 fn overrides_constants_and_entry_points_are_those_of_the_table() {
     for id in KernelId::all() {
         let module = parse(id);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wgpu_lstm::{BackendKind, Choice, DeviceChoice, Engine, Layout, Lstm, LstmWeights, SequenceBatch};
+use wgpu_lstm::{Choice, DeviceChoice, Engine, Layout, Lstm, LstmWeights, SequenceBatch};
 
 use crate::args::{BenchOptions, DeviceOption};
 use crate::common::failure::{Failure, Result, fail, say};
@@ -12,6 +12,7 @@ use crate::common::spec_text::{describe, flops};
 use crate::common::table;
 use crate::common::timing::{Repeat, Times};
 use crate::common::units::{milliseconds, significant};
+use crate::devices::kind_name;
 use crate::model;
 use crate::progress::with_bar;
 use crate::run::engine_options;
@@ -127,7 +128,7 @@ fn text_rows(rows: &[Row]) -> Vec<Vec<String>> {
     let mut text = vec![heading.map(str::to_owned).to_vec()];
     for row in rows {
         let choice = row.outcome.as_ref().ok().and_then(|m| m.choice);
-        let device = choice.map_or(row.device.clone(), |choice| format!("{}: {}", row.device, chosen(choice)));
+        let device = choice.map_or(row.device.clone(), |choice| format!("{}: {}", row.device, kind_name(choice.kind)));
         let mut cells = vec![device, row.batch_size.to_string(), row.seq_len.to_string()];
         match &row.outcome {
             Ok(m) => {
@@ -145,17 +146,13 @@ fn text_rows(rows: &[Row]) -> Vec<Vec<String>> {
     text
 }
 
-fn chosen(choice: Choice) -> &'static str {
-    if choice.kind == BackendKind::Cpu { "cpu" } else { "gpu" }
-}
-
 fn to_json(path: &str, rows: &[Row]) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| match &row.outcome {
             Ok(m) => json!({
                 "device": row.device,
-                "chosen": m.choice.map(chosen),
+                "chosen": m.choice.map(|choice| kind_name(choice.kind)),
                 "estimates": m.choice.map(|choice| choice.to_string()),
                 "batch_size": row.batch_size,
                 "seq_len": row.seq_len,

@@ -60,15 +60,20 @@ fn print_adapter(adapter: &AdapterReport) -> Result<()> {
     Ok(())
 }
 
+/// What `--json` calls it.
+pub(crate) fn kind_name(kind: BackendKind) -> &'static str {
+    match kind {
+        BackendKind::Gpu => "gpu",
+        BackendKind::Cpu => "cpu",
+        BackendKind::Reference => "reference",
+    }
+}
+
 fn to_json(adapters: &[AdapterReport], chosen: &wgpu_lstm::Result<Engine>, missing: &[MissingGpu]) -> Value {
     let auto = match chosen {
         Ok(engine) => {
             let device = engine.device();
-            let kind = match device.kind {
-                BackendKind::Gpu => "gpu",
-                BackendKind::Cpu => "cpu",
-                BackendKind::Reference => "reference",
-            };
+            let kind = kind_name(device.kind);
             let index = device.adapter.as_ref().map(|a| a.index);
             json!({ "kind": kind, "name": device.name, "reason": device.reason, "adapter": index })
         }
