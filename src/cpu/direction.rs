@@ -7,6 +7,9 @@
 //! product). The input projection of a chunk of timesteps is part of the chunk's first loop. A chunk bounds the memory
 //! of gates, whatever the lengths, and keeps them in the cache.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use pulp::Arch;
 
 use super::Group;
@@ -23,6 +26,9 @@ use crate::weights::CellWeights;
 
 /// Rows whose sums are computed before their cells, so that the sums stay next to the core.
 const ROWS_AT_ONCE: usize = 48;
+
+/// Rows whose gates a thread keeps room for from one run to the next.
+const SCRATCH_ROWS: usize = 1024;
 
 /// The weights of a cell as the products read them.
 pub(super) struct Weights {
@@ -223,9 +229,13 @@ impl Weights {
         let row_len = self.weight_ih.row_len();
         let chunks =
             chunks(group, chunk_bytes / (blocks(layer.hidden_size) * row_len * size_of::<f32>()), self.reverse);
-        let chunk_rows = |chunk: &std::ops::Range<usize>| group.starts[chunk.end] - group.starts[chunk.start];
-        let most_rows = chunks.iter().map(chunk_rows).max().unwrap_or(0);
-        let at_once = if self.elementwise.needs_all_units() { sequences } else { ROWS_AT_ONCE.min(sequences) };
+        let chunk_rows = |chunk: &Range<usize>| group.starts[chunk.end] - group.starts[chunk.start];
+        let needs_all = self.elementwise.needs_all_units();
+        // Whether the gates of a chunk are still needed when another block's have been computed, or are too many for a
+        // thread to keep their memory.
+        let keeps = needs_all || matches!(self.second, Some(Second::Candidate(_)));
+        let stored = |chunk: &Range<usize>| keeps || chunk.len() > 1 || chunk_rows(chunk) > SCRATCH_ROWS;
+        let most_rows = chunks.iter().filter(|chunk| stored(chunk)).map(chunk_rows).max().unwrap_or(0);
         let mut next_y = || {
             let (first, rest) = std::mem::replace(&mut y, Output::None).split(num_rows);
             y = rest;
@@ -234,15 +244,13 @@ impl Weights {
         let mut cell_rows = cells.chunks_mut(num_rows * LANES);
         let mut states = c.chunks_mut(sequences * LANES);
         let projected: Vec<Projected<'_>> = match &self.second {
-            Some(Second::Projection(weights, _)) => (0..blocks(layer.h_size()))
-                .map(|_| Projected { sums: Lines::zeros(ROWS_AT_ONCE.min(sequences) * weights.row_len()), y: next_y() })
-                .collect(),
+            Some(Second::Projection(..)) => (0..blocks(layer.h_size())).map(|_| Projected { y: next_y() }).collect(),
             _ => Vec::new(),
         };
         let parts: Vec<Part<'_>> = (0..blocks(layer.hidden_size))
             .map(|_| Part {
                 x_gates: Lines::zeros(most_rows * row_len),
-                sums: Lines::zeros(at_once * self.weight_hh.row_len()),
+                sums: Lines::zeros(if needs_all { sequences * self.weight_hh.row_len() } else { 0 }),
                 c: states.next().unwrap_or_default(),
                 y: if projected.is_empty() { next_y() } else { Output::None },
                 cells: cell_rows.next().unwrap_or_default(),
@@ -259,7 +267,8 @@ impl Weights {
             for s in 0..chunk.len() {
                 let t = if self.reverse { chunk.end - 1 - s } else { chunk.start + s };
                 let (active, row) = (group.active(t), group.starts[t]);
-                steps.run(x.take(), Place { t, active, row, row_in_chunk: row - first_row });
+                let place = Place { t, active, row, row_in_chunk: row - first_row };
+                steps.run(x.take(), place, stored(&chunk));
                 let ending = group.active(t + 1)..active;
                 if !ending.is_empty() {
                     steps.end(ending, &mut last);
@@ -282,11 +291,25 @@ struct Place {
     row_in_chunk: usize,
 }
 
-/// 16 units, and all that only they write.
-struct Part<'a> {
-    /// [rows of a chunk][gates][16]
+/// What a thread needs until the cells of a block are computed: the same memory for each block, so that it stays next to
+/// the core.
+#[derive(Default)]
+struct Scratch {
+    /// [rows of a timestep][gates][16], at most `SCRATCH_ROWS` rows
     x_gates: Lines,
     /// [rows at once][gates][16]
+    sums: Lines,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// 16 units, and all that only they write.
+struct Part<'a> {
+    /// [rows of a chunk][gates][16], where they are stored.
+    x_gates: Lines,
+    /// [sequences][gates][16], where the cells need the sums of all units.
     sums: Lines,
     /// [sequences][16]
     c: &'a mut [f32],
@@ -298,8 +321,6 @@ struct Part<'a> {
 
 /// 16 units of a projection.
 struct Projected<'a> {
-    /// [rows at once][16]
-    sums: Lines,
     y: Output<'a>,
 }
 
@@ -319,8 +340,8 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// One timestep. The first of a chunk projects the chunk's rows `x`, so many.
-    fn run(&mut self, x: Option<(Rows<'_>, usize)>, place: Place) {
+    /// One timestep. The first of a chunk projects the chunk's rows `x`, so many; they are `stored` or used at once.
+    fn run(&mut self, x: Option<(Rows<'_>, usize)>, place: Place, stored: bool) {
         let Self { weights, arch, team, group, h, h_next, hidden, parts, projected } = self;
         let (arch, sequences) = (*arch, group.sequences.len());
         let Place { active, row, row_in_chunk, .. } = place;
@@ -332,10 +353,12 @@ impl Steps<'_> {
         let needs_all = weights.elementwise.needs_all_units();
         let ahead = Ahead::new(weights, team.size(), backwards);
 
-        let first = |u: usize, part: &mut Part<'_>, out: &mut [f32]| {
+        let first = |u: usize, part: &mut Part<'_>, out: &mut [f32], scratch: &mut Scratch| {
+            let x_gates = if stored { &mut part.x_gates } else { &mut scratch.x_gates };
             if let Some((x, count)) = x {
+                x_gates.grow(count * row_len);
                 let ahead = ahead.same(&weights.weight_hh, u, count);
-                weights.weight_ih.multiply(arch, u, x, count, &mut part.x_gates, ahead);
+                weights.weight_ih.multiply(arch, u, x, count, x_gates, ahead);
             }
             let following = if x.is_some() { &weights.weight_ih } else { &weights.weight_hh };
             if needs_all {
@@ -343,9 +366,9 @@ impl Steps<'_> {
                 return weights.weight_hh.multiply(arch, u, h_prev, active, &mut part.sums, ahead);
             }
             for (first, count, ahead) in pieces(active, ahead.next(following, u, active)) {
-                let sums = &mut part.sums[..count * weights.weight_hh.row_len()];
+                let sums = scratch.sums.first(count * weights.weight_hh.row_len());
                 weights.weight_hh.multiply(arch, u, h_prev.from(first), count, sums, ahead);
-                let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
+                let x_gates = &mut x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
                 let places = first * LANES..(first + count) * LANES;
                 let c = if has_c { &mut part.c[places.clone()] } else { &mut [] };
                 let before = if has_c { &[][..] } else { &h_prev.values[u * h_prev.stride..][places.clone()] };
@@ -359,6 +382,8 @@ impl Steps<'_> {
                 part.y.keep(group, place, &out[..active * LANES], valid(hidden_size, u));
             }
         };
+        let first =
+            |u: usize, part: &mut Part<'_>, out: &mut [f32]| SCRATCH.with_borrow_mut(|s| first(u, part, out, s));
         match &weights.second {
             _ if needs_all => {
                 // With a projection the cell's h goes between the products.
@@ -376,8 +401,7 @@ impl Steps<'_> {
                 team.each_with(projected, h_next, sequences * LANES, backwards, |u, part, out| {
                     for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
                         let out = &mut out[first * LANES..][..count * LANES];
-                        panels.multiply(arch, u, m.from(first), count, &mut part.sums, ahead);
-                        out.copy_from_slice(&part.sums[..count * LANES]);
+                        panels.multiply(arch, u, m.from(first), count, out, ahead);
                         if let Some(bias) = bias {
                             let bias = &bias[u * LANES..][..LANES];
                             out.chunks_exact_mut(LANES).for_each(|h| h.iter_mut().zip(bias).for_each(|(h, b)| *h += b));
@@ -389,15 +413,17 @@ impl Steps<'_> {
             Some(Second::Candidate(panels)) => {
                 let m = Rows::new(hidden, sequences);
                 team.each_with(parts, h_next, sequences * LANES, backwards, |u, part, out| {
-                    for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
-                        let sums = &mut part.sums[..count * LANES];
-                        panels.multiply(arch, u, m.from(first), count, sums, ahead);
-                        let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
-                        let places = first * LANES..(first + count) * LANES;
-                        let before = &h_prev.values[u * h_prev.stride..][places.clone()];
-                        let step = Step { block: u, x_gates, sums, c: &mut [], h_prev: before, h: &mut out[places] };
-                        weights.elementwise.finish(arch, step);
-                    }
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
+                            let sums = scratch.sums.first(count * LANES);
+                            panels.multiply(arch, u, m.from(first), count, sums, ahead);
+                            let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
+                            let places = first * LANES..(first + count) * LANES;
+                            let h_prev = &h_prev.values[u * h_prev.stride..][places.clone()];
+                            let step = Step { block: u, x_gates, sums, c: &mut [], h_prev, h: &mut out[places] };
+                            weights.elementwise.finish(arch, step);
+                        }
+                    });
                     part.y.keep(group, place, &out[..active * LANES], valid(h_size, u));
                 });
             }
@@ -406,7 +432,7 @@ impl Steps<'_> {
     }
 
     /// The sequences `ending` have their last timestep behind them, or, backwards, their first.
-    fn end(&mut self, ending: std::ops::Range<usize>, last: &mut [f32]) {
+    fn end(&mut self, ending: Range<usize>, last: &mut [f32]) {
         let places = ending.start * LANES..ending.end * LANES;
         let block_len = self.group.sequences.len() * LANES;
         let now = self.h.chunks_exact(block_len);
@@ -488,7 +514,7 @@ impl<'a> Input<'a> {
         self,
         team: &Team,
         group: &Group,
-        chunk: std::ops::Range<usize>,
+        chunk: Range<usize>,
         width: usize,
         gathered: &'b mut Lines,
     ) -> Rows<'b>
@@ -516,7 +542,7 @@ impl<'a> Input<'a> {
 
 /// Cuts the timesteps into chunks of at most `max_rows` rows, but at least one timestep; in the order of the
 /// direction.
-fn chunks(group: &Group, max_rows: usize, reverse: bool) -> Vec<std::ops::Range<usize>> {
+fn chunks(group: &Group, max_rows: usize, reverse: bool) -> Vec<Range<usize>> {
     let mut chunks = Vec::new();
     let mut start = 0;
     while start < group.seq_len() {

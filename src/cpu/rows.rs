@@ -35,6 +35,12 @@ impl Lines {
         }
     }
 
+    /// The first `len`, which there are then.
+    pub(super) fn first(&mut self, len: usize) -> &mut [f32] {
+        self.grow(len);
+        &mut self[..len]
+    }
+
     /// Keeps the first `len`, a multiple of 16.
     pub(super) fn truncate(&mut self, len: usize) {
         self.0.truncate(len / LANES);
