@@ -179,22 +179,21 @@ impl Weights {
         }
     }
 
+    fn second_panels(&self) -> Option<&Panels> {
+        match &self.second {
+            Some(Second::Projection(panels, _) | Second::Candidate(panels)) => Some(panels),
+            None => None,
+        }
+    }
+
     /// Bytes of all weights of the products.
     fn num_bytes(&self) -> usize {
-        let second = match &self.second {
-            Some(Second::Projection(weights, _) | Second::Candidate(weights)) => weights.num_bytes(),
-            None => 0,
-        };
-        self.weight_ih.num_bytes() + self.weight_hh.num_bytes() + second
+        self.weight_ih.num_bytes() + self.weight_hh.num_bytes() + self.second_panels().map_or(0, Panels::num_bytes)
     }
 
     /// Multiply-adds of a step for one sequence, without the input projection.
     pub(super) fn step_multiply_adds(&self) -> usize {
-        let second = match &self.second {
-            Some(Second::Projection(weights, _) | Second::Candidate(weights)) => weights.multiply_adds(),
-            None => 0,
-        };
-        self.weight_hh.multiply_adds() + second
+        self.weight_hh.multiply_adds() + self.second_panels().map_or(0, Panels::multiply_adds)
     }
 
     /// Multiply-adds of the input projection of one row.
@@ -243,8 +242,8 @@ impl Weights {
         };
         let mut cell_rows = cells.chunks_mut(num_rows * LANES);
         let mut states = c.chunks_mut(sequences * LANES);
-        let projected: Vec<Projected<'_>> = match &self.second {
-            Some(Second::Projection(..)) => (0..blocks(layer.h_size())).map(|_| Projected { y: next_y() }).collect(),
+        let projected: Vec<Output<'_>> = match &self.second {
+            Some(Second::Projection(..)) => (0..blocks(layer.h_size())).map(|_| next_y()).collect(),
             _ => Vec::new(),
         };
         let parts: Vec<Part<'_>> = (0..blocks(layer.hidden_size))
@@ -319,11 +318,6 @@ struct Part<'a> {
     cells: &'a mut [f32],
 }
 
-/// 16 units of a projection.
-struct Projected<'a> {
-    y: Output<'a>,
-}
-
 /// The timesteps of a run, with all that changes from one to the next.
 struct Steps<'a> {
     weights: &'a Weights,
@@ -336,7 +330,8 @@ struct Steps<'a> {
     /// Between the two products of a step, in blocks: o·h(c) before the projection, or r·h.
     hidden: Lines,
     parts: Vec<Part<'a>>,
-    projected: Vec<Projected<'a>>,
+    /// Of 16 units each, where there is a projection.
+    projected: Vec<Output<'a>>,
 }
 
 impl Steps<'_> {
@@ -398,7 +393,7 @@ impl Steps<'_> {
             None => {}
             Some(Second::Projection(panels, bias)) => {
                 let m = Rows::new(hidden, sequences);
-                team.each_with(projected, h_next, sequences * LANES, backwards, |u, part, out| {
+                team.each_with(projected, h_next, sequences * LANES, backwards, |u, y, out| {
                     for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
                         let out = &mut out[first * LANES..][..count * LANES];
                         panels.multiply(arch, u, m.from(first), count, out, ahead);
@@ -407,7 +402,7 @@ impl Steps<'_> {
                             out.chunks_exact_mut(LANES).for_each(|h| h.iter_mut().zip(bias).for_each(|(h, b)| *h += b));
                         }
                     }
-                    part.y.keep(group, place, &out[..active * LANES], valid(h_size, u));
+                    y.keep(group, place, &out[..active * LANES], valid(h_size, u));
                 });
             }
             Some(Second::Candidate(panels)) => {
@@ -560,6 +555,34 @@ fn chunks(group: &Group, max_rows: usize, reverse: bool) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_weights_that_come_next_are_fetched() {
+        let panels = Panels::new(&[1.0; 4 * 40 * 5], 4, 40, &[5], Precision::F32);
+        let ahead = |backwards, far, u, rows| Ahead { backwards, far }.next(&panels, u, rows);
+        let is = |found: &[u8], u| std::ptr::eq(found, panels.block(u)) && !found.is_empty();
+        assert!(is(ahead(false, true, 0, 2), 1) && is(ahead(false, false, 1, 24), 2));
+        assert!(is(ahead(true, true, 2, 48), 1) && is(ahead(true, false, 1, 30), 0));
+        assert!(ahead(false, true, 2, 48).is_empty() && ahead(true, true, 0, 48).is_empty(), "there is no such block");
+        assert!(ahead(false, false, 0, 23).is_empty() && ahead(false, true, 0, 1).is_empty(), "too few rows");
+    }
+
+    #[test]
+    fn pieces_are_all_rows_and_share_what_is_fetched() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(9600).collect();
+        for rows in [1, 47, 48, 49, 96, 100] {
+            let found: Vec<_> = pieces(rows, &bytes).collect();
+            let mut next = 0;
+            for (first, count, _) in &found {
+                assert_eq!(*first, next);
+                next += count;
+            }
+            assert_eq!(next, rows);
+            let shares = found.iter().map(|p| p.2).collect::<Vec<_>>().concat();
+            assert!(bytes.starts_with(&shares) && shares.len() + rows > bytes.len(), "{} of {rows}", shares.len());
+        }
+        assert_eq!(pieces(0, &bytes).count(), 0);
+    }
 
     #[test]
     fn chunks_cover_every_timestep_once() {

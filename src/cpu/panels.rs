@@ -330,7 +330,8 @@ fn pass<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
     while gate < gates {
         let panels = &panels[gate * k * V..];
         let sums = &mut sums[gate * LANES..];
-        let ahead = &ahead[ahead.len() * gate / gates..ahead.len() * gates.min(gate + P) / gates];
+        let share = ahead.len() / gates;
+        let ahead = &ahead[gate * share..gates.min(gate + P) * share];
         match P.min(gates - gate) {
             4 => tile::<S, W, M, 4, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
             3 => tile::<S, W, M, 3, V, G>(simd, stored, panels, k, gates, rows, sums, ahead),
