@@ -42,33 +42,17 @@ pub(super) struct Weights {
     elementwise: Elementwise,
 }
 
-/// Which weights are fetched while others are multiplied.
-#[derive(Clone, Copy)]
-struct Ahead {
-    backwards: bool,
-    /// Whether a member's weights are more than its second-level cache keeps from one step to the next.
-    far: bool,
+/// The block that a member needs after `u`, unless its range ends or another member is quicker.
+fn following(u: usize, backwards: bool) -> Option<usize> {
+    if backwards { u.checked_sub(1) } else { Some(u + 1) }
 }
 
-impl Ahead {
-    fn new(weights: &Weights, members: usize, backwards: bool) -> Self {
-        /// What such a cache has on most processors.
-        const NEAR_BYTES: usize = 1 << 20;
-        Self { backwards, far: weights.num_bytes() / members > NEAR_BYTES }
-    }
-
-    /// Those of block `u`, which this member needs next, while so many rows are multiplied.
-    fn same<'a>(&self, panels: &'a Panels, u: usize, rows: usize) -> &'a [u8] {
-        /// So many rows hid the instructions where the weights were near already (Intel Xeon with AVX-512, 2026-11-28).
-        const ROWS_TO_HIDE: usize = 24;
-        let worth = rows >= ROWS_TO_HIDE || self.far && rows > 1;
-        if worth { panels.block(u) } else { &[] }
-    }
-
-    /// Those of the block that follows `u`, which this member needs next unless its range ends or another is quicker.
-    fn next<'a>(&self, panels: &'a Panels, u: usize, rows: usize) -> &'a [u8] {
-        let next = if self.backwards { u.checked_sub(1) } else { Some(u + 1) };
-        next.map_or(&[], |next| self.same(panels, next, rows))
+/// The weights of block `u`, if there is one, to be fetched while so many rows are multiplied with those before them.
+fn ahead(panels: &Panels, u: Option<usize>, rows: usize) -> &[u8] {
+    match u {
+        // A single row reads its weights once, as fast as the memory gives them: no time is left to fetch others.
+        Some(u) if rows > 1 => panels.block(u),
+        _ => &[],
     }
 }
 
@@ -184,11 +168,6 @@ impl Weights {
             Some(Second::Projection(panels, _) | Second::Candidate(panels)) => Some(panels),
             None => None,
         }
-    }
-
-    /// Bytes of all weights of the products.
-    fn num_bytes(&self) -> usize {
-        self.weight_ih.num_bytes() + self.weight_hh.num_bytes() + self.second_panels().map_or(0, Panels::num_bytes)
     }
 
     /// Multiply-adds of a step for one sequence, without the input projection.
@@ -346,21 +325,20 @@ impl Steps<'_> {
         let (h_size, hidden_size) = (weights.layer.h_size(), weights.layer.hidden_size);
         let has_c = weights.layer.c_size() > 0;
         let needs_all = weights.elementwise.needs_all_units();
-        let ahead = Ahead::new(weights, team.size(), backwards);
 
         let first = |u: usize, part: &mut Part<'_>, out: &mut [f32], scratch: &mut Scratch| {
             let x_gates = if stored { &mut part.x_gates } else { &mut scratch.x_gates };
             if let Some((x, count)) = x {
                 x_gates.grow(count * row_len);
-                let ahead = ahead.same(&weights.weight_hh, u, count);
+                let ahead = ahead(&weights.weight_hh, Some(u), count);
                 weights.weight_ih.multiply(arch, u, x, count, x_gates, ahead);
             }
-            let following = if x.is_some() { &weights.weight_ih } else { &weights.weight_hh };
+            let panels = if x.is_some() { &weights.weight_ih } else { &weights.weight_hh };
+            let ahead = ahead(panels, following(u, backwards), active);
             if needs_all {
-                let ahead = ahead.next(following, u, active);
                 return weights.weight_hh.multiply(arch, u, h_prev, active, &mut part.sums, ahead);
             }
-            for (first, count, ahead) in pieces(active, ahead.next(following, u, active)) {
+            for (first, count, ahead) in pieces(active, ahead) {
                 let sums = scratch.sums.first(count * weights.weight_hh.row_len());
                 weights.weight_hh.multiply(arch, u, h_prev.from(first), count, sums, ahead);
                 let x_gates = &mut x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
@@ -394,7 +372,7 @@ impl Steps<'_> {
             Some(Second::Projection(panels, bias)) => {
                 let m = Rows::new(hidden, sequences);
                 team.each_with(projected, h_next, sequences * LANES, backwards, |u, y, out| {
-                    for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
+                    for (first, count, ahead) in pieces(active, ahead(panels, following(u, backwards), active)) {
                         let out = &mut out[first * LANES..][..count * LANES];
                         panels.multiply(arch, u, m.from(first), count, out, ahead);
                         if let Some(bias) = bias {
@@ -409,7 +387,7 @@ impl Steps<'_> {
                 let m = Rows::new(hidden, sequences);
                 team.each_with(parts, h_next, sequences * LANES, backwards, |u, part, out| {
                     SCRATCH.with_borrow_mut(|scratch| {
-                        for (first, count, ahead) in pieces(active, ahead.next(panels, u, active)) {
+                        for (first, count, ahead) in pieces(active, ahead(panels, following(u, backwards), active)) {
                             let sums = scratch.sums.first(count * LANES);
                             panels.multiply(arch, u, m.from(first), count, sums, ahead);
                             let x_gates = &mut part.x_gates[(row_in_chunk + first) * row_len..][..count * row_len];
@@ -559,12 +537,12 @@ mod tests {
     #[test]
     fn the_weights_that_come_next_are_fetched() {
         let panels = Panels::new(&[1.0; 4 * 40 * 5], 4, 40, &[5], Precision::F32);
-        let ahead = |backwards, far, u, rows| Ahead { backwards, far }.next(&panels, u, rows);
+        let found = |u, backwards, rows| ahead(&panels, following(u, backwards), rows);
         let is = |found: &[u8], u| std::ptr::eq(found, panels.block(u)) && !found.is_empty();
-        assert!(is(ahead(false, true, 0, 2), 1) && is(ahead(false, false, 1, 24), 2));
-        assert!(is(ahead(true, true, 2, 48), 1) && is(ahead(true, false, 1, 30), 0));
-        assert!(ahead(false, true, 2, 48).is_empty() && ahead(true, true, 0, 48).is_empty(), "there is no such block");
-        assert!(ahead(false, false, 0, 23).is_empty() && ahead(false, true, 0, 1).is_empty(), "too few rows");
+        assert!(is(found(0, false, 2), 1) && is(found(1, false, 24), 2));
+        assert!(is(found(2, true, 48), 1) && is(found(1, true, 2), 0));
+        assert!(found(2, false, 48).is_empty() && found(0, true, 48).is_empty(), "there is no such block");
+        assert!(found(0, false, 1).is_empty(), "a single row");
     }
 
     #[test]

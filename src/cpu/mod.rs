@@ -12,6 +12,7 @@ mod activation;
 mod cell;
 mod columns;
 mod direction;
+mod pages;
 mod panels;
 mod prefetch;
 mod rows;

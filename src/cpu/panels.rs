@@ -10,8 +10,9 @@ use bytemuck::Pod;
 use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::prefetch::{fetch, piece_len};
-use super::rows::{LANES, Lines, Rows, blocks};
+use super::pages::Pages;
+use super::prefetch::Fetch;
+use super::rows::{LANES, Rows, blocks};
 use crate::options::Precision;
 
 /// Rows of the largest tile.
@@ -27,7 +28,7 @@ pub(super) struct Panels {
     together: usize,
     precision: Precision,
     /// Of f32 or, as bytes, of f16.
-    values: Lines,
+    values: Pages,
 }
 
 impl Panels {
@@ -46,7 +47,7 @@ impl Panels {
         let k = places.last().map_or(0, |last| last + 1);
         let together = Arch::new().dispatch(GatesAtOnce(gates));
         let len = blocks(units) * gates * k * LANES;
-        let mut values = Lines::zeros(match precision {
+        let mut values = Pages::zeros(match precision {
             Precision::F32 => len,
             Precision::F16Weights => (len / 2).next_multiple_of(LANES),
         });
@@ -375,12 +376,12 @@ fn tile<S: Simd, W: Stored<S>, const M: usize, const P: usize, const V: usize, c
         return store::<S, M, P, V>(&chains, gates, sums);
     }
     let whole = k / LANES;
-    let mut pieces = ahead.chunks(piece_len(ahead, whole));
+    let fetch = Fetch::new(ahead, whole * LANES, bytemuck::cast_slice(panels));
     for block in 0..whole {
         let x = rows.values[block * rows.stride..][..M * LANES].as_chunks::<LANES>().0;
         let weights: [&[W::Packed]; P] = std::array::from_fn(|p| &streams[p][block * LANES * V * G..][..LANES * V * G]);
-        fetch(pieces.next().unwrap_or_default());
         for i in 0..LANES {
+            fetch.at(block * LANES + i);
             step::<S, W, M, P, V, G>(simd, stored, weights, std::array::from_fn(|r| x[r][i]), i, &mut chains);
         }
     }
