@@ -285,6 +285,12 @@ impl<'a> SequenceBatch<'a> {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) with the name, the expected and the found value.
     pub fn validate(&self, spec: &LstmSpec) -> Result<()> {
+        self.validate_shapes(spec)?;
+        self.validate_input()
+    }
+
+    /// Checks all but the values of the input.
+    pub(crate) fn validate_shapes(&self, spec: &LstmSpec) -> Result<()> {
         if self.input_size != spec.input_size() {
             let hint = if self.layout.shape(self.seq_len, self.batch_size, self.input_size)[1] == spec.input_size() {
                 "; the second axis would fit: are the axes in another order?"
@@ -320,6 +326,16 @@ impl<'a> SequenceBatch<'a> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Whether NaN and infinity are refused.
+    pub(crate) fn checks_finite(&self) -> bool {
+        self.check_finite
+    }
+
+    /// Checks the values of the input, unless turned off.
+    pub(crate) fn validate_input(&self) -> Result<()> {
         // Most often all is finite, padding too; then nobody asks where a sequence ends.
         if self.check_finite && first_non_finite(self.input).is_some() {
             for (b, &length) in self.lengths.iter().enumerate() {
@@ -339,11 +355,14 @@ impl<'a> SequenceBatch<'a> {
     }
 }
 
+/// Whether there is neither NaN nor infinity; without a branch, so that it becomes vectors.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |finite, v| finite & v.is_finite())
+}
+
 /// The index of the first NaN or infinity.
 fn first_non_finite(values: &[f32]) -> Option<usize> {
-    // Long stretches without a branch, which become vectors.
-    let finite = |values: &[f32]| values.iter().fold(true, |finite, v| finite & v.is_finite());
-    let stretch = values.chunks(1024).position(|values| !finite(values))? * 1024;
+    let stretch = values.chunks(1024).position(|values| !all_finite(values))? * 1024;
     values[stretch..].iter().position(|v| !v.is_finite()).map(|i| stretch + i)
 }
 

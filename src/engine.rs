@@ -673,13 +673,14 @@ impl Lstm {
         #[cfg(feature = "gpu")] waiting: Waiting,
         progress: &(dyn Fn(f64) + Sync),
     ) -> Result<BatchOutput> {
-        batch.validate(&self.inner.spec)?;
+        batch.validate_shapes(&self.inner.spec)?;
         if batch.num_valid_rows() == 0 {
             progress(1.0);
             return Ok(empty_output(&self.inner.spec, batch));
         }
         #[cfg(feature = "gpu")]
         if let Some(model) = self.gpu_for(batch) {
+            batch.validate_input()?;
             match model.run(self.job(batch), waiting, progress).await {
                 // The plan refused it, so nothing has run.
                 Err(e) if self.can_go_to_host(&e) => {}
@@ -691,7 +692,8 @@ impl Lstm {
         Ok(output)
     }
 
-    /// Runs a validated batch on the CPU backend or the reference, whichever the model has.
+    /// Runs a batch of valid shapes on the CPU backend or the reference, whichever the model has; they check the values of
+    /// its input.
     pub(crate) fn run_on_host(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         // On the host all rows are there anyway.
         let wanted = batch.requested();

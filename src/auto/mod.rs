@@ -102,7 +102,7 @@ impl Alternative {
         Some(Self { cpu, costs, work: Work::new(weights.spec(), limits) })
     }
 
-    /// Runs a validated batch on the CPU backend.
+    /// Runs a batch of valid shapes on the CPU backend, which checks the values of its input.
     pub(crate) fn run_on_cpu(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         self.cpu.run(batch)
     }

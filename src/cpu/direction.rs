@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pulp::Arch;
 
@@ -18,7 +19,7 @@ use super::columns::Columns;
 use super::panels::Panels;
 use super::rows::{LANES, Lines, Rows, blocks, put};
 use super::team::Team;
-use crate::batch::SequenceBatch;
+use crate::batch::{SequenceBatch, all_finite};
 use crate::cell::CellSpec;
 use crate::options::Precision;
 use crate::spec::LayerSpec;
@@ -86,8 +87,8 @@ pub(super) struct DirectionOutput {
 /// The input of a layer.
 #[derive(Clone, Copy)]
 pub(super) enum Input<'a> {
-    /// The first layer's: rows of the batch in its own layout.
-    Batch(&'a SequenceBatch<'a>),
+    /// The first layer's: rows of the batch in its own layout, and whether all that were read so far are acceptable.
+    Batch(&'a SequenceBatch<'a>, &'a AtomicBool),
     /// A later layer's: rows in blocks, stored timestep after timestep.
     Rows(Rows<'a>),
 }
@@ -240,6 +241,9 @@ impl Weights {
         let mut gathered = Lines::default();
         for chunk in chunks {
             let first_row = group.starts[chunk.start];
+            if !input.is_acceptable() {
+                break; // the run is refused
+            }
             let mut x =
                 Some((input.chunk(team, group, chunk.clone(), layer.input_size, &mut gathered), chunk_rows(&chunk)));
             for s in 0..chunk.len() {
@@ -482,6 +486,14 @@ fn all_units(weights: &Weights, arch: Arch, parts: &mut [Part<'_>], out: &mut [f
 }
 
 impl<'a> Input<'a> {
+    /// Whether no value was found that the batch refuses.
+    fn is_acceptable(self) -> bool {
+        match self {
+            Input::Batch(_, acceptable) => acceptable.load(Ordering::Relaxed),
+            Input::Rows(_) => true,
+        }
+    }
+
     /// The rows of a chunk of timesteps, gathered if they lie apart.
     fn chunk<'b>(
         self,
@@ -494,18 +506,30 @@ impl<'a> Input<'a> {
     where
         'a: 'b,
     {
-        let batch = match self {
+        let (batch, acceptable) = match self {
             Input::Rows(rows) => return rows.from(group.starts[chunk.start]),
-            Input::Batch(batch) => batch,
+            Input::Batch(batch, acceptable) => (batch, acceptable),
         };
         let count = group.starts[chunk.end] - group.starts[chunk.start];
         let len = blocks(width) * count * LANES;
         gathered.grow(len);
-        team.each_with(&mut vec![(); blocks(width)], &mut gathered[..len], count * LANES, false, |block, (), rows| {
-            let mut rows = rows.chunks_exact_mut(LANES);
+        // A stretch of columns to each member, which reads it row after row.
+        let blocks_each = blocks(width).div_ceil(team.size());
+        let mut parts: Vec<&mut [f32]> = gathered[..len].chunks_mut(blocks_each * count * LANES).collect();
+        team.each(&mut parts, |part, columns| {
+            let first = part * blocks_each;
+            let columns_of = first * LANES..width.min((first + blocks_each) * LANES);
+            let mut at = 0;
             for t in chunk.clone() {
-                for (&b, to) in group.sequences[..group.active(t)].iter().zip(&mut rows) {
-                    put(to, batch.input_row(t, b), block);
+                for &b in &group.sequences[..group.active(t)] {
+                    let row = &batch.input_row(t, b)[columns_of.clone()];
+                    if batch.checks_finite() && !all_finite(row) {
+                        acceptable.store(false, Ordering::Relaxed);
+                    }
+                    for (block, column) in columns.chunks_exact_mut(count * LANES).enumerate() {
+                        put(&mut column[at..at + LANES], row, block);
+                    }
+                    at += LANES;
                 }
             }
         });

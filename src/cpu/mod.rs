@@ -19,6 +19,7 @@ mod rows;
 mod team;
 
 use std::cmp::Reverse;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::batch::{BatchOutput, Layout, SequenceBatch, SequenceOutput};
 use crate::error::Result;
@@ -66,25 +67,31 @@ impl CpuLstm {
         Self { spec: spec.clone(), cells, chunk_bytes }
     }
 
-    /// Runs a batch that [`SequenceBatch::validate`] has accepted for this model's spec.
+    /// Runs a batch whose shapes [`SequenceBatch::validate_shapes`] has accepted for this model's spec. The values of its
+    /// input are checked where they are read, by all threads, since to read them once more takes time.
     pub(crate) fn run(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         let (groups, threads) = self.groups(batch);
+        let acceptable = AtomicBool::new(true);
+        // Says what was found, and where.
+        let check = || if acceptable.load(Ordering::Relaxed) { Ok(()) } else { batch.validate_input() };
         if let [only] = groups.as_slice() {
-            return Ok(Team::of(self.outer_team(threads), |team| {
+            return Team::of(self.outer_team(threads), |team| {
                 // The last layer writes its output where it belongs, unless directions are summed.
                 let direct = batch.requested().sequence == SequenceOutput::All && !self.sums_output();
                 let mut output =
                     direct.then(|| vec![0.0; batch.seq_len() * batch.batch_size() * self.spec.output_size()]);
                 let columns = output.as_deref_mut().map(|array| Columns::new(array, self.spec.output_size()));
-                let results = [self.run_group(batch, only, team, threads, columns)];
-                self.assemble(batch, &groups, &results, team, output)
-            }));
+                let results = [self.run_group(batch, &acceptable, only, team, threads, columns)];
+                check()?;
+                Ok(self.assemble(batch, &groups, &results, team, output))
+            });
         }
         let mut results: Vec<Option<GroupOutput>> = groups.iter().map(|_| None).collect();
         rayon::in_place_scope(|scope| {
+            let acceptable = &acceptable;
             let run = |group, result: &mut Option<GroupOutput>| {
                 let outer = self.outer_team(threads);
-                *result = Some(Team::of(outer, |team| self.run_group(batch, group, team, threads, None)));
+                *result = Some(Team::of(outer, |team| self.run_group(batch, acceptable, group, team, threads, None)));
             };
             let mut pairs = groups.iter().zip(&mut results);
             let first = pairs.next();
@@ -96,6 +103,7 @@ impl CpuLstm {
                 run(group, result);
             }
         });
+        check()?;
         let results: Vec<GroupOutput> = results.into_iter().flatten().collect();
         Ok(Team::of(threads * groups.len(), |team| self.assemble(batch, &groups, &results, team, None)))
     }
@@ -140,10 +148,12 @@ impl CpuLstm {
         ((0..count).map(deal).collect(), in_a_team)
     }
 
-    /// All layers of one group; the output goes to `columns` of the padded array, if they are given.
+    /// All layers of one group; the output goes to `columns` of the padded array, if they are given. Ends early where a
+    /// value of the input is not `acceptable`.
     fn run_group(
         &self,
         batch: &SequenceBatch<'_>,
+        acceptable: &AtomicBool,
         group: &Group,
         team: &Team,
         threads: usize,
@@ -179,7 +189,7 @@ impl CpuLstm {
             };
             let [output_0, output_1] = outputs;
             let rows = match l {
-                0 => Input::Batch(batch),
+                0 => Input::Batch(batch, acceptable),
                 _ => Input::Rows(Rows::new(&input, group.num_rows())),
             };
             let mut next = || {
@@ -203,6 +213,9 @@ impl CpuLstm {
                 results.push(run(team, next(), output_0));
             }
             input = y;
+            if !acceptable.load(Ordering::Relaxed) {
+                break;
+            }
             if layer.direction == Direction::Bidirectional && layer.merge == Merge::Sum && !is_last {
                 sum(&mut input);
             }
@@ -433,6 +446,37 @@ mod tests {
                 assert_eq!(found.len(), expected.len());
                 let worst = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);
                 assert!(worst < 1e-6, "{worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_of_the_input_is_checked_where_it_is_valid() {
+        // Few rows for one thread, rows enough for a team, and for groups.
+        for (batch_size, seq_len, hidden_size, stride) in [(5, 7, 3, 1), (20, 60, 64, 4001), (120, 90, 48, 40_009)] {
+            for direction in [Direction::Forward, Direction::Reverse, Direction::Bidirectional] {
+                let spec = LstmSpec::stack(41, hidden_size, 2).direction(direction).build().unwrap();
+                let model = CpuLstm::with_chunk_bytes(&LstmWeights::random(&spec, 1), Precision::F32, 1 << 16);
+                let lengths: Vec<usize> = (0..batch_size).map(|b| seq_len - b * 7 % seq_len).collect();
+                let mut x = vec![0.5; batch_size * seq_len * 41];
+                let run = |x: &[f32], check: bool| {
+                    let batch = SequenceBatch::new(x, [batch_size, seq_len, 41], Layout::BatchMajor).unwrap();
+                    model.run(&batch.lengths(&lengths).unwrap().check_finite(check))
+                };
+                let expected = run(&x, true).unwrap();
+                for at in (0..x.len()).step_by(stride) {
+                    let (b, t, feature) = (at / 41 / seq_len, at / 41 % seq_len, at % 41);
+                    let before = std::mem::replace(&mut x[at], if at % 2 == 0 { f32::NAN } else { f32::INFINITY });
+                    match run(&x, true) {
+                        Err(e) if t < lengths[b] => {
+                            let place = format!("at sequence {b}, step {t}, feature {feature}");
+                            assert!(e.to_string().ends_with(&place), "{e}, not {place}");
+                            assert!(run(&x, false).is_ok());
+                        }
+                        found => assert!(t >= lengths[b] && found.unwrap() == expected, "({b}, {t}, {feature})"),
+                    }
+                    x[at] = before;
+                }
             }
         }
     }

@@ -32,7 +32,13 @@ impl<'a> Fetch<'a> {
     /// Asks for what belongs to `k`.
     #[inline(always)]
     pub(super) fn at(self, k: usize) {
-        line(self.memory.as_ptr().wrapping_add(k * self.step));
+        line(self.memory.as_ptr().wrapping_add(self.offset(k)));
+    }
+
+    /// Where in the memory that is.
+    #[inline(always)]
+    fn offset(self, k: usize) -> usize {
+        k * self.step
     }
 }
 
@@ -56,7 +62,7 @@ mod tests {
     /// The offsets of `Fetch` in what it asks for.
     fn offsets(ahead: &[u8], count: usize) -> Vec<usize> {
         let fetch = Fetch::new(ahead, count, &[0]);
-        (0..count).inspect(|&k| fetch.at(k)).map(|k| k * fetch.step).collect()
+        (0..count).inspect(|&k| fetch.at(k)).map(|k| fetch.offset(k)).collect()
     }
 
     #[test]
