@@ -12,7 +12,7 @@ mod activation;
 mod cell;
 mod columns;
 mod direction;
-mod pages;
+mod lines;
 mod panels;
 mod prefetch;
 mod rows;
@@ -28,7 +28,8 @@ use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
 use crate::weights::LstmWeights;
 use columns::Columns;
 use direction::{Collect, DirectionOutput, Input, Output, Weights};
-use rows::{LANES, Lines, Rows, blocks, from_blocks, to_blocks};
+use lines::Lines;
+use rows::{LANES, Rows, blocks, from_blocks, to_blocks};
 use team::Team;
 
 /// The number of threads that a run may use.

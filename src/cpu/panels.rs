@@ -10,7 +10,7 @@ use bytemuck::Pod;
 use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::pages::Pages;
+use super::lines::Lines;
 use super::prefetch::Fetch;
 use super::rows::{LANES, Rows, blocks};
 use crate::options::Precision;
@@ -28,7 +28,7 @@ pub(super) struct Panels {
     together: usize,
     precision: Precision,
     /// Of f32 or, as bytes, of f16.
-    values: Pages,
+    values: Lines,
 }
 
 impl Panels {
@@ -47,7 +47,7 @@ impl Panels {
         let k = places.last().map_or(0, |last| last + 1);
         let together = Arch::new().dispatch(GatesAtOnce(gates));
         let len = blocks(units) * gates * k * LANES;
-        let mut values = Pages::zeros(match precision {
+        let mut values = Lines::zeros(match precision {
             Precision::F32 => len,
             Precision::F16Weights => (len / 2).next_multiple_of(LANES),
         });

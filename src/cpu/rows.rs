@@ -5,61 +5,10 @@
 //! thread that computes 16 units writes one stretch of memory.
 //! The places past the width hold anything; nothing reads them.
 
-use std::ops::{Deref, DerefMut};
-
-use bytemuck::{Pod, Zeroable};
+use super::lines::Lines;
 
 /// Columns of a block.
 pub(super) const LANES: usize = 16;
-
-/// 16 numbers, one line of the cache.
-#[derive(Clone, Copy, Zeroable, Pod)]
-#[repr(C, align(64))]
-struct Line([f32; LANES]);
-
-/// Numbers whose lines of 16 are lines of the cache, so that no vector is read in two halves.
-#[derive(Clone, Default)]
-pub(super) struct Lines(Vec<Line>);
-
-impl Lines {
-    /// `len` zeros, a multiple of 16.
-    pub(super) fn zeros(len: usize) -> Self {
-        debug_assert!(len.is_multiple_of(LANES));
-        Self(bytemuck::zeroed_vec(len / LANES))
-    }
-
-    /// Makes it at least so long.
-    pub(super) fn grow(&mut self, len: usize) {
-        if self.len() < len {
-            *self = Self::zeros(len);
-        }
-    }
-
-    /// The first `len`, which there are then.
-    pub(super) fn first(&mut self, len: usize) -> &mut [f32] {
-        self.grow(len);
-        &mut self[..len]
-    }
-
-    /// Keeps the first `len`, a multiple of 16.
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.0.truncate(len / LANES);
-    }
-}
-
-impl Deref for Lines {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.0)
-    }
-}
-
-impl DerefMut for Lines {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.0)
-    }
-}
 
 /// Some rows of blocks.
 #[derive(Clone, Copy)]
