@@ -73,6 +73,15 @@ pub(super) struct Collect {
     pub(super) cells: bool,
 }
 
+/// How many timesteps are projected at once: as many as have gates of so many bytes, or so many rows where that is more;
+/// one at least.
+#[derive(Clone, Copy)]
+pub(super) struct ChunkSize {
+    pub(super) bytes: usize,
+    /// The weights of the input are read once for all rows of a chunk.
+    pub(super) rows: usize,
+}
+
 /// The results of one direction, in blocks (`rows.rs`).
 pub(super) struct DirectionOutput {
     /// Of every sequence, H or P units, if collected.
@@ -192,7 +201,7 @@ impl Weights {
         (h, c): (Lines, Lines),
         mut y: Output<'_>,
         collect: Collect,
-        chunk_bytes: usize,
+        chunk: ChunkSize,
     ) -> DirectionOutput {
         let layer = &self.layer;
         let sequences = group.sequences.len();
@@ -207,8 +216,8 @@ impl Weights {
             return DirectionOutput { last, cells, h, c };
         }
         let row_len = self.weight_ih.row_len();
-        let chunks =
-            chunks(group, chunk_bytes / (blocks(layer.hidden_size) * row_len * size_of::<f32>()), self.reverse);
+        let row_bytes = blocks(layer.hidden_size) * row_len * size_of::<f32>();
+        let chunks = chunks(group, (chunk.bytes / row_bytes).max(chunk.rows), self.reverse);
         let chunk_rows = |chunk: &Range<usize>| group.starts[chunk.end] - group.starts[chunk.start];
         let needs_all = self.elementwise.needs_all_units();
         // Whether the gates of a chunk are still needed when another block's have been computed, or are too many for a

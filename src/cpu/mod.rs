@@ -27,7 +27,7 @@ use crate::options::Precision;
 use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
 use crate::weights::LstmWeights;
 use columns::Columns;
-use direction::{Collect, DirectionOutput, Input, Output, Weights};
+use direction::{ChunkSize, Collect, DirectionOutput, Input, Output, Weights};
 use lines::Lines;
 use rows::{LANES, Rows, blocks, from_blocks, to_blocks};
 use team::Team;
@@ -42,18 +42,17 @@ pub(crate) struct CpuLstm {
     spec: LstmSpec,
     /// One per cell of the spec, in its order.
     cells: Vec<Weights>,
-    chunk_bytes: usize,
+    chunk: ChunkSize,
 }
 
 impl CpuLstm {
     /// Packs the weights.
     pub(crate) fn new(weights: &LstmWeights, precision: Precision) -> Self {
-        /// Small enough that the gates are still in the cache when their timestep comes.
-        const CHUNK_BYTES: usize = 256 << 10;
-        Self::with_chunk_bytes(weights, precision, CHUNK_BYTES)
+        // The gates are still in the cache when their timestep comes, unless a row has very many.
+        Self::with_chunks(weights, precision, ChunkSize { bytes: 256 << 10, rows: 64 })
     }
 
-    fn with_chunk_bytes(weights: &LstmWeights, precision: Precision, chunk_bytes: usize) -> Self {
+    fn with_chunks(weights: &LstmWeights, precision: Precision, chunk: ChunkSize) -> Self {
         let spec = weights.spec();
         let mut cells = Vec::new();
         let mut packed = weights.cells().iter();
@@ -65,7 +64,7 @@ impl CpuLstm {
             }
             parts = vec![layer.h_size(); layer.merge.num_outputs(layer.num_directions())];
         }
-        Self { spec: spec.clone(), cells, chunk_bytes }
+        Self { spec: spec.clone(), cells, chunk }
     }
 
     /// Runs a batch whose shapes [`SequenceBatch::validate_shapes`] has accepted for this model's spec. The values of its
@@ -198,7 +197,7 @@ impl CpuLstm {
                 (weights, (h_0.next(group, layer.h_size()), c_0.next(group, layer.c_size())))
             };
             let run = |team: &Team, (weights, states): (&Weights, _), y: Output<'_>| {
-                weights.run(team, group, rows, states, y, collect, self.chunk_bytes)
+                weights.run(team, group, rows, states, y, collect, self.chunk)
             };
             if layer.direction == Direction::Bidirectional {
                 let mut directions = [(Some((next(), output_0)), None), (Some((next(), output_1)), None)];
@@ -437,8 +436,8 @@ mod tests {
         let batch = SequenceBatch::new(&x, [seq_len, batch_size, 9], Layout::TimeMajor).unwrap();
         let batch = batch.lengths(&lengths).unwrap();
         let expected = reference::run::<f64>(&weights, &batch).unwrap();
-        for chunk_bytes in [0, 4 * 48 * 70, 1 << 20] {
-            let model = CpuLstm::with_chunk_bytes(&weights, Precision::F32, chunk_bytes);
+        for (bytes, rows) in [(0, 0), (0, 100), (4 * 48 * 70, 0), (1 << 20, 64)] {
+            let model = CpuLstm::with_chunks(&weights, Precision::F32, ChunkSize { bytes, rows });
             let found = model.run(&batch).unwrap();
             for (found, expected) in
                 [(&found.output, &expected.output), (&found.h_n, &expected.h_n), (&found.c_n, &expected.c_n)]
@@ -457,7 +456,8 @@ mod tests {
         for (batch_size, seq_len, hidden_size, stride) in [(5, 7, 3, 1), (20, 60, 64, 4001), (120, 90, 48, 40_009)] {
             for direction in [Direction::Forward, Direction::Reverse, Direction::Bidirectional] {
                 let spec = LstmSpec::stack(41, hidden_size, 2).direction(direction).build().unwrap();
-                let model = CpuLstm::with_chunk_bytes(&LstmWeights::random(&spec, 1), Precision::F32, 1 << 16);
+                let chunk = ChunkSize { bytes: 1 << 16, rows: 0 };
+                let model = CpuLstm::with_chunks(&LstmWeights::random(&spec, 1), Precision::F32, chunk);
                 let lengths: Vec<usize> = (0..batch_size).map(|b| seq_len - b * 7 % seq_len).collect();
                 let mut x = vec![0.5; batch_size * seq_len * 41];
                 let run = |x: &[f32], check: bool| {
