@@ -289,7 +289,7 @@ impl<'a> SequenceBatch<'a> {
         self.validate_input()
     }
 
-    /// Checks all but the values of the input.
+    /// Checks all but the values of the input: widths, sizes, and the values of the initial state.
     pub(crate) fn validate_shapes(&self, spec: &LstmSpec) -> Result<()> {
         if self.input_size != spec.input_size() {
             let hint = if self.layout.shape(self.seq_len, self.batch_size, self.input_size)[1] == spec.input_size() {
@@ -330,6 +330,7 @@ impl<'a> SequenceBatch<'a> {
     }
 
     /// Whether NaN and infinity are refused.
+    #[cfg(feature = "cpu")]
     pub(crate) fn checks_finite(&self) -> bool {
         self.check_finite
     }

@@ -532,7 +532,7 @@ impl Lstm {
     /// Whether a GPU that an alternative stands beside takes a batch; an invalid batch is refused elsewhere.
     #[cfg(feature = "gpu")]
     fn fits(&self, model: &GpuLstm, batch: &SequenceBatch<'_>) -> bool {
-        let runs = batch.num_valid_rows() > 0 && batch.validate(self.spec()).is_ok();
+        let runs = batch.num_valid_rows() > 0 && batch.validate_shapes(self.spec()).is_ok();
         !runs || model.plan(&self.job(batch), false).err().is_none_or(|e| !self.can_go_to_host(&e))
     }
 
@@ -692,8 +692,8 @@ impl Lstm {
         Ok(output)
     }
 
-    /// Runs a batch of valid shapes on the CPU backend or the reference, whichever the model has; they check the values of
-    /// its input.
+    /// Runs a batch that [`SequenceBatch::validate_shapes`] has accepted on the CPU backend or the reference, whichever
+    /// the model has; they check the values of its input.
     pub(crate) fn run_on_host(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         // On the host all rows are there anyway.
         let wanted = batch.requested();

@@ -102,7 +102,8 @@ impl Alternative {
         Some(Self { cpu, costs, work: Work::new(weights.spec(), limits) })
     }
 
-    /// Runs a batch of valid shapes on the CPU backend, which checks the values of its input.
+    /// Runs a batch that [`SequenceBatch::validate_shapes`] has accepted on the CPU backend, which checks the values of its
+    /// input.
     pub(crate) fn run_on_cpu(&self, batch: &SequenceBatch<'_>) -> Result<BatchOutput> {
         self.cpu.run(batch)
     }

@@ -49,7 +49,8 @@ fn following(u: usize, backwards: bool) -> Option<usize> {
     if backwards { u.checked_sub(1) } else { Some(u + 1) }
 }
 
-/// The weights of block `u`, if there is one, to be fetched while so many rows are multiplied with those before them.
+/// The weights of block `u`, if there is one, to be fetched while so many rows are multiplied with the weights that are
+/// used before them.
 fn ahead(panels: &Panels, u: Option<usize>, rows: usize) -> &[u8] {
     match u {
         // A single row reads its weights once, as fast as the memory gives them: no time is left to fetch others.
@@ -73,8 +74,8 @@ pub(super) struct Collect {
     pub(super) cells: bool,
 }
 
-/// How many timesteps are projected at once: as many as have gates of so many bytes, or so many rows where that is more;
-/// one at least.
+/// How many timesteps are projected at once: at most as many as have gates of so many bytes, or so many rows where that is
+/// more; one at least.
 #[derive(Clone, Copy)]
 pub(super) struct ChunkSize {
     pub(super) bytes: usize,
@@ -251,11 +252,11 @@ impl Weights {
         let mut gathered = Lines::default();
         for chunk in chunks {
             let first_row = group.starts[chunk.start];
+            let rows = input.chunk(team, group, chunk.clone(), layer.input_size, &mut gathered);
             if !input.is_acceptable() {
                 break; // the run is refused
             }
-            let mut x =
-                Some((input.chunk(team, group, chunk.clone(), layer.input_size, &mut gathered), chunk_rows(&chunk)));
+            let mut x = Some((rows, chunk_rows(&chunk)));
             for s in 0..chunk.len() {
                 let t = if self.reverse { chunk.end - 1 - s } else { chunk.start + s };
                 let (active, row) = (group.active(t), group.starts[t]);

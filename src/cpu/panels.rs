@@ -51,16 +51,17 @@ impl Panels {
             Precision::F32 => len,
             Precision::F16Weights => (len / 2).next_multiple_of(LANES),
         });
+        let numbers: &mut [f32] = &mut values;
         for (row, weights) in weight.chunks_exact(width.max(1)).enumerate() {
             let (gate, unit) = (row / units, row % units);
             let panel = (unit / LANES * gates + gate / together * together) * k * LANES;
             let first = panel + gate % together * LANES + unit % LANES;
             let places = places.iter().map(|place| first + place * together * LANES);
             match precision {
-                Precision::F32 => places.zip(weights).for_each(|(place, &w)| values[place] = w),
+                Precision::F32 => places.zip(weights).for_each(|(place, &w)| numbers[place] = w),
                 Precision::F16Weights => {
-                    let values: &mut [f16] = bytemuck::cast_slice_mut(&mut values);
-                    places.zip(weights).for_each(|(place, &w)| values[place] = f16::from_f32(w));
+                    let halves: &mut [f16] = bytemuck::cast_slice_mut(numbers);
+                    places.zip(weights).for_each(|(place, &w)| halves[place] = f16::from_f32(w));
                 }
             }
         }

@@ -19,7 +19,7 @@ pub(super) struct Fetch<'a> {
 }
 
 impl<'a> Fetch<'a> {
-    /// `ahead` while k runs to `count`, or as much of it as one line for every k makes. Where nothing is to be asked for
+    /// `ahead` while k runs to `count`, or as much of it as whole bytes, and a line at most, for every k make. Where nothing is to be asked for
     /// it is a line of `near`, which is in the cache, again and again: cheaper than a branch in the loop.
     #[inline(always)]
     pub(super) fn new(ahead: &'a [u8], count: usize, near: &'a [u8]) -> Self {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_is_asked_for_and_none_behind_the_last() {
+    fn lines_are_asked_for_one_after_the_other_and_none_behind_the_last() {
         for (lines, count) in [(1, 1), (8, 16), (100, 300), (256, 256), (300, 512)] {
             let ahead = vec![0; lines * LINE];
             let mut found: Vec<usize> = offsets(&ahead, count).iter().map(|offset| offset / LINE).collect();
