@@ -10,13 +10,14 @@ use std::ops::{Deref, DerefMut};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::rows::LANES;
+/// Numbers of a line.
+pub(super) const LANES: usize = 16;
 
 /// Of x86-64, and of AArch64 where small ones have 4 KiB.
 #[cfg(target_os = "linux")]
 const LARGE_PAGE: usize = 2 << 20;
 
-/// 16 numbers, one line of the cache.
+/// One line of the cache.
 #[derive(Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);

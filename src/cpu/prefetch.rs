@@ -19,8 +19,9 @@ pub(super) struct Fetch<'a> {
 }
 
 impl<'a> Fetch<'a> {
-    /// `ahead` while k runs to `count`, or as much of it as whole bytes, and a line at most, for every k make. Where nothing is to be asked for
-    /// it is a line of `near`, which is in the cache, again and again: cheaper than a branch in the loop.
+    /// `ahead` while k runs to `count`, or as much of it as whole bytes, and a line at most, for every k make. Where
+    /// nothing is to be asked for it is a line of `near`, which is in the cache, again and again: cheaper than a branch in
+    /// the loop.
     #[inline(always)]
     pub(super) fn new(ahead: &'a [u8], count: usize, near: &'a [u8]) -> Self {
         match ahead.len().checked_div(count) {

@@ -8,7 +8,7 @@
 use super::lines::Lines;
 
 /// Columns of a block.
-pub(super) const LANES: usize = 16;
+pub(super) use super::lines::LANES;
 
 /// Some rows of blocks.
 #[derive(Clone, Copy)]
