@@ -1,33 +1,86 @@
 //! A matrix that several threads fill at once, each some of its columns.
 //!
-//! In:  the rows, one after the other, and how many columns they have.
-//! Out: ranges of columns that do not overlap, so that each may be written without asking.
+//! In:  how many rows and columns.
+//! Out: ranges of columns that do not overlap, so that each may be written without asking; the matrix, when all are.
+//! Memory is not filled with zeros first: that is work for one thread, as long as a run of some small batches.
 
-#![allow(unsafe_code, reason = "columns of a row-major matrix are disjoint, but no slice can say so")]
+#![allow(
+    unsafe_code,
+    reason = "columns of a row-major matrix are disjoint, but no slice can say so, nor that all of them were written"
+)]
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+use super::rows::LANES;
+use super::team::Team;
+
+/// A matrix in the making.
+pub(super) struct Matrix {
+    /// Its capacity is that of the matrix, its length 0.
+    values: Vec<f32>,
+    rows: usize,
+    width: usize,
+}
+
+impl Matrix {
+    /// Memory for `rows` of `width` numbers.
+    pub(super) fn new(rows: usize, width: usize) -> Self {
+        let mut matrix = Self { values: Vec::with_capacity(rows * width), rows, width };
+        if cfg!(debug_assertions) {
+            matrix.places().fill(MaybeUninit::new(f32::NAN)); // what is forgotten shows
+        }
+        matrix
+    }
+
+    fn places(&mut self) -> &mut [MaybeUninit<f32>] {
+        &mut self.values.spare_capacity_mut()[..self.rows * self.width]
+    }
+
+    /// All columns.
+    pub(super) fn columns(&mut self) -> Columns<'_> {
+        let (rows, width) = (self.rows, self.width);
+        Columns { start: self.places().as_mut_ptr(), rows, stride: width, width, matrix: PhantomData }
+    }
+
+    /// The matrix, with zeros in the rows that nobody `wrote`.
+    ///
+    /// # Safety
+    ///
+    /// Of every other row all columns were written.
+    pub(super) unsafe fn finish(mut self, team: &Team, wrote: impl Fn(usize) -> bool + Sync) -> Vec<f32> {
+        const NUMBERS_AT_ONCE: usize = 1 << 14;
+        let (rows, width) = (self.rows, self.width.max(1));
+        let rows_each = (NUMBERS_AT_ONCE / width).max(1);
+        let mut parts: Vec<_> = self.places().chunks_mut(rows_each * width).collect();
+        team.each(&mut parts, |part, places| {
+            for (i, row) in places.chunks_exact_mut(width).enumerate() {
+                if !wrote(part * rows_each + i) {
+                    row.fill(MaybeUninit::new(0.0));
+                }
+            }
+        });
+        // SAFETY: the vector has so much capacity; every row was filled just now, or written, as the caller promises.
+        unsafe { self.values.set_len(rows * self.width) };
+        self.values
+    }
+}
 
 /// Some columns of all rows of a matrix.
 pub(super) struct Columns<'a> {
     /// Of the first of these columns in the first row.
-    start: *mut f32,
+    start: *mut MaybeUninit<f32>,
     rows: usize,
     /// From a row to the next.
     stride: usize,
     width: usize,
-    matrix: PhantomData<&'a mut [f32]>,
+    matrix: PhantomData<&'a mut [MaybeUninit<f32>]>,
 }
 
 // SAFETY: it stands for exclusive references to the numbers of its columns, which may be sent.
 unsafe impl Send for Columns<'_> {}
 
-impl<'a> Columns<'a> {
-    /// All columns of a matrix whose rows have `width` numbers.
-    pub(super) fn new(values: &'a mut [f32], width: usize) -> Self {
-        let rows = values.len().checked_div(width).unwrap_or(0);
-        Self { start: values.as_mut_ptr(), rows, stride: width, width, matrix: PhantomData }
-    }
-
+impl Columns<'_> {
     /// The first `width` columns, or as many as there are, and the others.
     pub(super) fn split(self, width: usize) -> (Self, Self) {
         let width = width.min(self.width);
@@ -35,12 +88,17 @@ impl<'a> Columns<'a> {
         (Self { width, ..self }, rest)
     }
 
-    /// The columns in row `r`.
-    pub(super) fn row(&mut self, r: usize) -> &mut [f32] {
+    /// Writes the columns in row `r`: as many values as there are columns.
+    pub(super) fn write(&mut self, r: usize, values: &[f32]) {
         assert!(r < self.rows, "row {r} of {}", self.rows);
+        assert_eq!(values.len(), self.width, "values of row {r}");
         // SAFETY: the columns lie within the row, `start + r·stride` on, and row r lies within the matrix. No other
-        // `Columns` has any of them: `split` divides them, and `self` is borrowed for as long as the result.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(r * self.stride), self.width) }
+        // `Columns` has any of them: `split` divides them, and `self` is borrowed for as long as the slice.
+        let row = unsafe { std::slice::from_raw_parts_mut(self.start.add(r * self.stride), self.width) };
+        match (values.first_chunk::<LANES>(), row.first_chunk_mut::<LANES>()) {
+            (Some(values), Some(row)) if self.width == LANES => *row = values.map(MaybeUninit::new), // without a call
+            _ => row.iter_mut().zip(values).for_each(|(place, &v)| *place = MaybeUninit::new(v)),
+        }
     }
 }
 
@@ -50,26 +108,46 @@ mod tests {
 
     #[test]
     fn every_number_belongs_to_one_range() {
-        let mut values = vec![0.0; 5 * 37];
-        let (mut left, rest) = Columns::new(&mut values, 37).split(16);
-        let (mut middle, mut right) = rest.split(16);
-        std::thread::scope(|scope| {
-            for (columns, v) in [(&mut left, 1.0), (&mut middle, 2.0), (&mut right, 3.0)] {
-                scope.spawn(move || (0..5).for_each(|r| columns.row(r).iter_mut().for_each(|x| *x += v)));
+        for threads in [1, 3] {
+            let mut matrix = Matrix::new(700, 37);
+            let (mut left, rest) = matrix.columns().split(16);
+            let (mut middle, mut right) = rest.split(16);
+            std::thread::scope(|scope| {
+                for (columns, len, v) in [(&mut left, 16, 1.0), (&mut middle, 16, 2.0), (&mut right, 5, 3.0)] {
+                    scope.spawn(move || (0..700).filter(|r| r % 3 > 0).for_each(|r| columns.write(r, &[v; 16][..len])));
+                }
+            });
+            // SAFETY: all columns of the rows that are no multiples of 3 were written.
+            let values = Team::of(threads, |team| unsafe { matrix.finish(team, |r| r % 3 > 0) });
+            assert_eq!(values.len(), 700 * 37);
+            for (r, row) in values.chunks_exact(37).enumerate() {
+                let expected = |i: usize| if r % 3 > 0 { (i / 16 + 1) as f32 } else { 0.0 };
+                assert!(row.iter().enumerate().all(|(i, &v)| v == expected(i)), "{r}: {row:?}");
             }
-        });
-        assert_eq!((left.row(4).len(), right.row(0).len()), (16, 5));
-        for row in values.chunks_exact(37) {
-            assert!(row.iter().enumerate().all(|(i, &v)| v == (i / 16 + 1) as f32), "{row:?}");
         }
-        let (_, mut none) = Columns::new(&mut values, 37).split(40);
-        assert!(none.row(2).is_empty());
+    }
+
+    #[test]
+    fn there_may_be_nothing_to_write() {
+        let mut matrix = Matrix::new(3, 5);
+        let (_, mut none) = matrix.columns().split(9);
+        none.write(2, &[]);
+        for (rows, width) in [(0, 5), (3, 0), (3, 5)] {
+            // SAFETY: no row counts as written.
+            let values = Team::of(1, |team| unsafe { Matrix::new(rows, width).finish(team, |_| false) });
+            assert_eq!(values, vec![0.0; rows * width]);
+        }
     }
 
     #[test]
     #[should_panic(expected = "row 5 of 5")]
     fn a_row_past_the_end_is_refused() {
-        let mut values = vec![0.0; 5 * 3];
-        Columns::new(&mut values, 3).row(5);
+        Matrix::new(5, 3).columns().write(5, &[0.0; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "values of row 4")]
+    fn a_row_of_another_width_is_refused() {
+        Matrix::new(5, 3).columns().write(4, &[0.0; 2]);
     }
 }

@@ -138,7 +138,7 @@ impl<'a> Output<'a> {
             Output::Padded(columns, batch) => {
                 let row = |b| batch.layout().row(place.t, b, batch.seq_len(), batch.batch_size());
                 for (&b, values) in group.sequences.iter().zip(values.chunks_exact(LANES)) {
-                    put(columns.row(row(b)), &values[..valid], 0);
+                    columns.write(row(b), &values[..valid]);
                 }
             }
         }

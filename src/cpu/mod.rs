@@ -26,7 +26,7 @@ use crate::error::Result;
 use crate::options::Precision;
 use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
 use crate::weights::LstmWeights;
-use columns::Columns;
+use columns::{Columns, Matrix};
 use direction::{ChunkSize, Collect, DirectionOutput, Input, Output, Weights};
 use lines::Lines;
 use rows::{LANES, Rows, blocks, from_blocks, to_blocks};
@@ -78,11 +78,19 @@ impl CpuLstm {
             return Team::of(self.outer_team(threads), |team| {
                 // The last layer writes its output where it belongs, unless directions are summed.
                 let direct = batch.requested().sequence == SequenceOutput::All && !self.sums_output();
-                let mut output =
-                    direct.then(|| vec![0.0; batch.seq_len() * batch.batch_size() * self.spec.output_size()]);
-                let columns = output.as_deref_mut().map(|array| Columns::new(array, self.spec.output_size()));
+                let rows = batch.seq_len() * batch.batch_size();
+                let mut output = direct.then(|| Matrix::new(rows, self.spec.output_size()));
+                let columns = output.as_mut().map(Matrix::columns);
                 let results = [self.run_group(batch, &acceptable, only, team, threads, columns)];
                 check()?;
+                let output = output.map(|matrix| {
+                    let ended = acceptable.load(Ordering::Relaxed);
+                    // SAFETY: a run that came to its end wrote all units of all directions in every valid row.
+                    #[allow(unsafe_code, reason = "only a run knows what it wrote")]
+                    unsafe {
+                        matrix.finish(team, |row| ended && valid_place(batch, row).is_some())
+                    }
+                });
                 Ok(self.assemble(batch, &groups, &results, team, output))
             });
         }
@@ -325,13 +333,7 @@ fn padded<'a>(
     }
     let fill = |first: usize, rows: &mut [f32]| {
         for (i, row) in rows.chunks_exact_mut(row_len).enumerate() {
-            let (t, b) = match batch.layout() {
-                Layout::TimeMajor => ((first + i) / batch_size, (first + i) % batch_size),
-                Layout::BatchMajor => ((first + i) % seq_len, (first + i) / seq_len),
-            };
-            if t >= batch.sequence_lengths()[b] {
-                continue;
-            }
+            let Some((t, b)) = valid_place(batch, first + i) else { continue };
             let (g, s) = places[b];
             for d in 0..directions {
                 let rows = Rows::new(of(g, d), groups[g].num_rows());
@@ -346,6 +348,16 @@ fn padded<'a>(
     let mut parts: Vec<&mut [f32]> = array.chunks_mut(rows_each * row_len).collect();
     team.each(&mut parts, |i, rows| fill(i * rows_each, rows));
     array
+}
+
+/// The timestep and the sequence of a row of the array of all timesteps, unless it is past the sequence's length.
+fn valid_place(batch: &SequenceBatch<'_>, row: usize) -> Option<(usize, usize)> {
+    let (seq_len, batch_size) = (batch.seq_len(), batch.batch_size());
+    let (t, b) = match batch.layout() {
+        Layout::TimeMajor => (row / batch_size, row % batch_size),
+        Layout::BatchMajor => (row % seq_len, row / seq_len),
+    };
+    (t < batch.sequence_lengths()[b]).then_some((t, b))
 }
 
 /// Adds the second half to the first, and keeps that.
@@ -408,15 +420,12 @@ impl Blocks<'_> {
     /// The rows of the group's sequences in the next cell's block [B, width], in blocks of columns; zero if none are
     /// given.
     fn next(&mut self, group: &Group, width: usize) -> Lines {
-        let mut rows = vec![0.0; group.sequences.len() * width];
-        if let Some(states) = &mut self.states {
-            let (block, rest) = states.split_at(self.batch_size * width);
-            *states = rest;
-            for (row, &b) in rows.chunks_exact_mut(width.max(1)).zip(&group.sequences) {
-                row.copy_from_slice(&block[b * width..][..width]);
-            }
-        }
-        to_blocks(&rows, width)
+        let Some(states) = &mut self.states else {
+            return Lines::zeros(blocks(width) * group.sequences.len() * LANES);
+        };
+        let (of_cell, rest) = states.split_at(self.batch_size * width);
+        *states = rest;
+        to_blocks(group.sequences.iter().map(|&b| &of_cell[b * width..][..width]), width)
     }
 }
 

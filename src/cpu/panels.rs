@@ -446,7 +446,7 @@ mod tests {
 
     fn product(panels: &Panels, rows: &[f32], width: usize, units: usize) -> Vec<f32> {
         let count = rows.len() / width;
-        let x = to_blocks(rows, width);
+        let x = to_blocks(rows.chunks_exact(width), width);
         let mut out = vec![f32::NAN; count * panels.gates * units];
         for block in 0..blocks(units) {
             let mut sums = vec![f32::NAN; count * panels.row_len()];
@@ -503,8 +503,8 @@ mod tests {
         let weight: Vec<f32> = (0..4 * units * 40).map(value).collect();
         let row: Vec<f32> = (0..40).map(|i| value(i + 5)).collect();
         let panels = Panels::new(&weight, 4, units, &parts, Precision::F32);
-        let x = to_blocks(&row[..20], 20);
-        let x = [&*x, &to_blocks(&row[20..], 20)].concat();
+        let [first, second] = [&row[..20], &row[20..]].map(|part| to_blocks(std::iter::once(part), 20));
+        let x = [&*first, &*second].concat();
         let mut sums = vec![f32::NAN; panels.row_len()];
         panels.multiply(Arch::new(), 0, Rows::new(&x, 1), 1, &mut sums, &[]);
         for (gate, unit) in (0..4).flat_map(|g| (0..units).map(move |u| (g, u))) {

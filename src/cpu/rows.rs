@@ -59,13 +59,13 @@ pub(super) fn blocks(width: usize) -> usize {
     width.div_ceil(LANES)
 }
 
-/// Rows of `width` numbers, one after the other, as blocks.
-pub(super) fn to_blocks(rows: &[f32], width: usize) -> Lines {
-    let count = rows.len().checked_div(width).unwrap_or(0);
-    let mut values = Lines::zeros(blocks(width) * count * LANES);
-    for (block, values) in values.chunks_exact_mut((count * LANES).max(1)).enumerate() {
-        for (to, row) in values.chunks_exact_mut(LANES).zip(rows.chunks_exact(width)) {
-            put(to, row, block);
+/// Rows of `width` numbers as blocks.
+pub(super) fn to_blocks<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>, width: usize) -> Lines {
+    let block_len = rows.len() * LANES;
+    let mut values = Lines::zeros(blocks(width) * block_len);
+    for (r, row) in rows.enumerate() {
+        for block in 0..blocks(width) {
+            put(&mut values[block * block_len + r * LANES..][..LANES], row, block);
         }
     }
     values
@@ -98,7 +98,7 @@ mod tests {
         for width in [0, 1, 15, 16, 17, 40] {
             for count in [0, 1, 3] {
                 let rows: Vec<f32> = (0..count * width).map(|i| i as f32).collect();
-                let values = to_blocks(&rows, width);
+                let values = to_blocks((0..count).map(|r| &rows[r * width..][..width]), width);
                 assert_eq!(values.len(), blocks(width) * count * 16);
                 assert_eq!(from_blocks(&values, count, width), rows, "{count} × {width}");
                 if width == 40 && count == 3 {
