@@ -20,6 +20,7 @@ const LIMITS: PlanLimits = PlanLimits {
     loop_trips: None,
     wide: true,
     halves: false,
+    immediates: false,
 };
 
 const BATCH_SIZE: usize = 32;

@@ -154,10 +154,11 @@ impl Engine {
         gpu::required_limits(adapter, crate::options::LimitsProfile::Adapter)
     }
 
-    /// The features to open a device of `adapter` with, so that an engine can share it.
+    /// The features to open a device of `adapter` with, so that an engine can share it: those among immediates that the
+    /// adapter has. A device without them runs the same, with a little more work for each timestep.
     #[cfg(feature = "gpu")]
     pub fn required_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-        gpu::required_features(adapter)
+        gpu::required_features(adapter, crate::options::LimitsProfile::Adapter)
     }
 
     /// The device and its queue; `None` if the engine is not on a GPU.

@@ -13,6 +13,7 @@ use super::trip::{Trip, TripKind};
 use super::wait::{Ownership, Waiter, poll};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result, bail};
+use crate::kernels::params::Step;
 use crate::kernels::{LARGEST_WORKGROUP, WORKGROUP_SIZE};
 use crate::options::{EngineOptions, LimitsProfile, Precision, Tuning};
 use crate::plan::PlanLimits;
@@ -25,6 +26,8 @@ const NEEDED_STORAGE_BUFFERS: u32 = 8;
 const NEEDED_WORKGROUP_BYTES: u32 = 16 << 10;
 /// WebGPU's default, which plans rely on.
 const NEEDED_WORKGROUPS: u32 = 65535;
+/// The record of a timestep.
+const STEP_BYTES: u32 = size_of::<Step>() as u32;
 
 /// An opened device; shared by all models of an engine.
 pub(crate) struct Context {
@@ -64,13 +67,21 @@ pub(crate) fn required_limits(adapter: &wgpu::Adapter, profile: LimitsProfile) -
         required.max_buffer_size = has.max_buffer_size;
         required.min_uniform_buffer_offset_alignment = has.min_uniform_buffer_offset_alignment;
         required.min_storage_buffer_offset_alignment = has.min_storage_buffer_offset_alignment;
+        if required_features(adapter, profile).contains(wgpu::Features::IMMEDIATES) {
+            required.max_immediate_size = STEP_BYTES;
+        }
     }
     required
 }
 
-/// The features that the kernels use.
-pub(crate) fn required_features(_adapter: &wgpu::Adapter) -> wgpu::Features {
-    wgpu::Features::empty()
+/// The features that the kernels use where there are such. OpenGL has no immediates; wgpu makes many calls of one.
+pub(crate) fn required_features(adapter: &wgpu::Adapter, profile: LimitsProfile) -> wgpu::Features {
+    let fits = adapter.limits().max_immediate_size >= STEP_BYTES && adapter.get_info().backend != wgpu::Backend::Gl;
+    let wanted = match profile {
+        LimitsProfile::Adapter if fits => wgpu::Features::IMMEDIATES,
+        _ => wgpu::Features::empty(),
+    };
+    wanted & adapter.features()
 }
 
 /// A new buffer, not mapped.
@@ -103,7 +114,7 @@ impl Context {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lstm.device"),
             required_limits: required_limits(adapter, options.limits),
-            required_features: required_features(adapter) | wanted_features(adapter, options),
+            required_features: required_features(adapter, options.limits) | wanted_features(adapter, options),
             ..Default::default()
         };
         let (device, queue) = adapter
@@ -149,6 +160,9 @@ impl Context {
             } && has.max_compute_invocations_per_workgroup.min(has.max_compute_workgroup_size_x)
                 >= LARGEST_WORKGROUP,
             halves: options.precision == Precision::F16Weights,
+            immediates: options.limits == LimitsProfile::Adapter
+                && device.features().contains(wgpu::Features::IMMEDIATES)
+                && has.max_immediate_size >= STEP_BYTES,
         };
         let mut storage_alignment = has.min_storage_buffer_offset_alignment;
         if options.limits == LimitsProfile::WebGpuDefaults {
@@ -164,7 +178,7 @@ impl Context {
         }
         let dummy = new_buffer(&device, "lstm.dummy", 512, wgpu::BufferUsages::STORAGE);
         let mut context = Self {
-            pipelines: Pipelines::new(&device),
+            pipelines: Pipelines::new(&device, limits.immediates),
             waiter: Waiter::new(device.clone(), faults.clone(), ownership),
             pace: Pace::default(),
             tally: Arc::default(),

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::device::Context;
 use crate::error::Result;
+use crate::kernels::params::Step;
 use crate::kernels::{BindingKind, Kernel, KernelId};
 
 /// The layouts of every kernel and the pipelines made so far.
@@ -14,8 +15,10 @@ pub(crate) struct Pipelines {
 }
 
 impl Pipelines {
-    pub(crate) fn new(device: &wgpu::Device) -> Self {
-        let layouts = Kernel::ALL.into_iter().map(|kernel| (kernel, layouts(device, kernel))).collect();
+    /// With `immediates`, the kernels of one timestep have them in place of binding 0.
+    pub(crate) fn new(device: &wgpu::Device, immediates: bool) -> Self {
+        let of = |kernel: Kernel| (kernel, layouts(device, kernel, immediates && kernel.takes_immediates()));
+        let layouts = Kernel::ALL.into_iter().map(of).collect();
         Self { layouts, made: Mutex::new(HashMap::new()) }
     }
 
@@ -60,8 +63,10 @@ impl Context {
 
     fn compile(&self, id: KernelId) -> wgpu::ComputePipeline {
         let label = id.label();
+        let immediates = self.limits.immediates && id.kernel.takes_immediates();
+        let source = if immediates { id.source_with_immediates() } else { id.source() };
         let descriptor =
-            wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(id.source().into()) };
+            wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
         let module =
             if self.limits.wide { self.trusted(descriptor) } else { self.device.create_shader_module(descriptor) };
         self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -96,12 +101,13 @@ impl Context {
     }
 }
 
-fn layouts(device: &wgpu::Device, kernel: Kernel) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+fn layouts(device: &wgpu::Device, kernel: Kernel, immediates: bool) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
     let label = format!("lstm.{}", kernel.name());
     let entries: Vec<_> = kernel
         .bindings()
         .iter()
         .enumerate()
+        .skip(usize::from(immediates))
         .map(|(binding, b)| {
             let (ty, has_dynamic_offset, size) = match b.kind {
                 BindingKind::DynamicUniform { size_bytes } => (wgpu::BufferBindingType::Uniform, true, size_bytes),
@@ -126,7 +132,7 @@ fn layouts(device: &wgpu::Device, kernel: Kernel) -> (wgpu::BindGroupLayout, wgp
     let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(&label),
         bind_group_layouts: &[Some(&group)],
-        immediate_size: 0,
+        immediate_size: if immediates { size_of::<Step>() as u32 } else { 0 },
     });
     (group, pipeline)
 }

@@ -13,6 +13,7 @@ use super::wait::{Signal, Waiting, map};
 use crate::batch::{BatchOutput, SequenceOutput};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::padded;
+use crate::kernels::params::Step;
 use crate::pack::{
     Plane, pack_input_rows, pack_state, pack_state_buffer, put_row, row_table, scatter_plane, unpack_state,
 };
@@ -253,14 +254,12 @@ impl<'a> Resources<'a> {
             .iter()
             .map(|group| {
                 let entries: Vec<_> = group
-                    .ranges
-                    .iter()
-                    .enumerate()
-                    .map(|(binding, range)| {
+                    .bound()
+                    .map(|(binding, _, range)| {
                         let (offset, size) = self.extent(range);
                         let size = std::num::NonZeroU64::new(size);
                         wgpu::BindGroupEntry {
-                            binding: binding as u32,
+                            binding,
                             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                                 buffer: self.buffer(range.buffer),
                                 offset,
@@ -312,7 +311,13 @@ impl<'a> Resources<'a> {
                 pass.set_pipeline(&pipelines[dispatch.kernel]);
                 current = Some(dispatch.kernel);
             }
-            pass.set_bind_group(0, &bind_groups[dispatch.bind_group], &[dispatch.uniform_bytes]);
+            let group = &bind_groups[dispatch.bind_group];
+            if self.plan.bind_groups[dispatch.bind_group].takes_immediates() {
+                pass.set_bind_group(0, group, &[]);
+                pass.set_immediates(0, &submit.immediates[dispatch.record_first as usize..][..size_of::<Step>()]);
+            } else {
+                pass.set_bind_group(0, group, &[dispatch.record_first]);
+            }
             let [x, y, z] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, z);
         }

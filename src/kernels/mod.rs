@@ -448,6 +448,11 @@ impl Kernel {
         }
     }
 
+    /// Whether its record, binding 0, may come as immediates instead: one of a single timestep.
+    pub fn takes_immediates(self) -> bool {
+        self.bindings()[0].name == "timestep" && !self.is_sequence()
+    }
+
     /// Whether WG_X and WG_Y apply.
     pub fn is_tiled(self) -> bool {
         !matches!(
@@ -751,6 +756,14 @@ impl KernelId {
         source
     }
 
+    /// The same for a kernel that [takes immediates](Kernel::takes_immediates), on a device that has them: they take the
+    /// place of binding 0. Their elements are reached by constants alone, since a driver may keep them in registers.
+    pub fn source_with_immediates(self) -> String {
+        let source =
+            self.source().replacen("@group(0) @binding(0) var<uniform> timestep:", "var<immediate> timestep:", 1);
+        source.replace("timestep.directions[direction]", "step_of(direction)") + STEP_OF
+    }
+
     /// What is generated for the row tile.
     fn row_functions(self) -> Option<RowFunctions> {
         const STEP: RowFunctions = RowFunctions {
@@ -800,6 +813,16 @@ impl KernelId {
         })
     }
 }
+
+/// The share of a direction in a record that comes as immediates.
+const STEP_OF: &str = "
+fn step_of(direction: u32) -> DirectionStep {
+    if direction == 0u {
+        return timestep.directions[0];
+    }
+    return timestep.directions[1];
+}
+";
 
 /// A column of weights, as it lies in memory and as it is used. Unpacking halves is exact.
 const WHOLES: &str = "alias Weight = vec4f;

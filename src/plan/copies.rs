@@ -341,7 +341,7 @@ impl Planner<'_> {
                         is_end: u32::from(t_end == self.schedule.num_steps()),
                     };
                     let second = y1.as_ref().filter(|_| sums_planes).map_or(buffer, |y1| y1.pieces()[i].buffer);
-                    let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+                    let record_first = chunk.push_uniform(bytemuck::bytes_of(&params));
                     let uniform = chunk.uniform_range(size_of::<PoolParams>());
                     let ranges = vec![uniform, table.into(), buffer.into(), second.into(), pooled.into()];
                     let bind_group = self.bind_group(Kernel::PoolRows, ranges);
@@ -351,7 +351,7 @@ impl Planner<'_> {
                         1,
                     ];
                     let bytes = 16 * u64::from(params.width4) * (rank_end - rank_first) as u64;
-                    let dispatch = Dispatch { kernel: index, bind_group, uniform_bytes, workgroups, flops: 0, bytes };
+                    let dispatch = Dispatch { kernel: index, bind_group, record_first, workgroups, flops: 0, bytes };
                     chunk.submit.dispatches.push(dispatch);
                 }
             }
@@ -409,7 +409,7 @@ impl Planner<'_> {
                     listed_first: window.rows.start as u32,
                     listed_end: window.rows.end as u32,
                 };
-                let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+                let record_first = chunk.push_uniform(bytemuck::bytes_of(&params));
                 let uniform = chunk.uniform_range(size_of::<CopyParams>());
                 let bind_group = self.bind_group(Kernel::CopyRows, vec![uniform, copy.table.0.into(), from.1, to.1]);
                 let workgroups = [
@@ -420,7 +420,7 @@ impl Planner<'_> {
                 chunk.submit.dispatches.push(Dispatch {
                     kernel: index,
                     bind_group,
-                    uniform_bytes,
+                    record_first,
                     workgroups,
                     flops: 0,
                     bytes: 2 * F32 * u64::from(params.dst_width) * (end - first_row) as u64,

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use crate::batch::Outputs;
 use crate::error::Result;
-use crate::kernels::{Kernel, KernelId, LayerLayout, ModelPart, padded};
+use crate::kernels::{Binding, Kernel, KernelId, LayerLayout, ModelPart, padded};
 use crate::schedule::Schedule;
 use crate::spec::{LayerSpec, LstmSpec};
 pub use explain::GroupNote;
@@ -47,6 +47,8 @@ pub struct PlanLimits {
     pub wide: bool,
     /// Whether weights lie on the device as halves.
     pub halves: bool,
+    /// Whether kernels of one timestep get their record as immediates instead of a uniform.
+    pub immediates: bool,
 }
 
 #[cfg(test)]
@@ -62,6 +64,7 @@ impl PlanLimits {
             loop_trips: None,
             wide,
             halves: false,
+            immediates: false,
         }
     }
 }
@@ -293,8 +296,22 @@ pub struct ScratchBuffer {
 pub struct BindGroup {
     /// The kernel, for the layout.
     pub kernel: Kernel,
-    /// One range per binding.
+    /// One range per binding, from binding 1 on where the record comes as immediates.
     pub ranges: Vec<BufferRange>,
+}
+
+impl BindGroup {
+    /// Whether the records of its dispatches come as immediates.
+    pub fn takes_immediates(&self) -> bool {
+        self.ranges.len() < self.kernel.bindings().len()
+    }
+
+    /// Each range with the number of its binding and what the kernel says of it.
+    pub fn bound(&self) -> impl Iterator<Item = (u32, &Binding, &BufferRange)> {
+        let bindings = self.kernel.bindings();
+        let first = bindings.len() - self.ranges.len();
+        bindings[first..].iter().zip(&self.ranges).zip(first as u32..).map(|((binding, range), n)| (n, binding, range))
+    }
 }
 
 /// One launch.
@@ -304,8 +321,8 @@ pub struct Dispatch {
     pub kernel: usize,
     /// An index into [`Plan::bind_groups`].
     pub bind_group: usize,
-    /// Dynamic offset of the uniform.
-    pub uniform_bytes: u32,
+    /// The record of the dispatch: the dynamic offset of the uniform, or the first byte in the submit's immediates.
+    pub record_first: u32,
     /// Workgroups in x, y, z.
     pub workgroups: [u32; 3],
     /// Floating-point operations of its sums.
@@ -421,6 +438,8 @@ pub struct Submit {
     pub uploads: Vec<Upload>,
     /// In order.
     pub dispatches: Vec<Dispatch>,
+    /// The records of those dispatches that get theirs as immediates, one after the other.
+    pub immediates: Vec<u8>,
     /// After the pass.
     pub reads: Vec<Read>,
     /// Sizes of the staging buffers; each is within the device's limit.
@@ -527,6 +546,9 @@ impl Plan {
                     }
                     other => writeln!(out, "  upload {other:?}")?,
                 }
+            }
+            if !submit.immediates.is_empty() {
+                writeln!(out, "  immediates {} B", submit.immediates.len())?;
             }
             let mut at = 0;
             while at < submit.dispatches.len() {

@@ -496,9 +496,10 @@ impl<'a> Planner<'a> {
             |rows: u64| if row_table { F32 * if keeps_all { total_rows as u64 } else { rows } } else { 0 };
         let record_bytes = u64::from(self.record_bytes());
         let num_steps = self.schedule.num_steps().min(MAX_STEPS_PER_CHUNK);
-        // One record per dispatch: of a step, of an input projection.
+        // One record per dispatch: of a step, of an input projection. Immediates need no room.
         let of_steps = |l: usize| {
-            let kernels = self.layer_kernels[l].step.iter();
+            let many = is_stack || tiles::takes_sequence(&self.layouts[l], &limits, self.request.tiles);
+            let kernels = self.layer_kernels[l].step.iter().filter(|(k, _)| many || !self.takes_immediates(*k));
             let batch = self.schedule.active(0);
             let of_input = |kernel: Kernel| if self.narrow[l] { kernel.narrow().unwrap_or(kernel) } else { kernel };
             kernels.map(|&(kernel, columns)| self.column_runs(l, of_input(kernel), columns, batch).len()).sum::<usize>()
@@ -604,7 +605,7 @@ impl<'a> Planner<'a> {
         let gates = slot_buffers[0];
         let inner_buffers = [slot_buffers[2], slot_buffers[3]];
         let table = slot_buffers[5];
-        let uniforms = slot_buffers[6].expect("there are steps");
+        let uniforms = slot_buffers[6].unwrap_or(BufferId::Dummy);
         let record_bytes = self.record_bytes();
 
         for (k, steps) in chunks.iter().enumerate() {
@@ -841,8 +842,14 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// Whether a kernel gets its record as immediates.
+    fn takes_immediates(&self, kernel: Kernel) -> bool {
+        self.request.limits.immediates && kernel.takes_immediates()
+    }
+
     pub(super) fn bind_group(&mut self, kernel: Kernel, ranges: Vec<BufferRange>) -> usize {
-        debug_assert_eq!(ranges.len(), kernel.bindings().len());
+        let as_immediates = usize::from(self.takes_immediates(kernel));
+        debug_assert_eq!(ranges.len(), kernel.bindings().len() - as_immediates);
         let group = BindGroup { kernel, ranges };
         if let Some(&index) = self.bind_group_index.get(&group) {
             return index;
@@ -930,7 +937,7 @@ impl<'a> Planner<'a> {
                         offset_bytes: bytes.start,
                         size_bytes: bytes.end - bytes.start,
                     };
-                    let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
+                    let record_first = chunk.push_uniform(bytemuck::bytes_of(&params));
                     let ranges = vec![
                         chunk.uniform_range(size_of::<InputParams>()),
                         from.buffer.into(),
@@ -955,7 +962,7 @@ impl<'a> Planner<'a> {
                     chunk.submit.dispatches.push(Dispatch {
                         kernel: index,
                         bind_group,
-                        uniform_bytes,
+                        record_first,
                         workgroups,
                         flops,
                         bytes,
@@ -1070,8 +1077,7 @@ impl<'a> Planner<'a> {
                 weight_columns: run.weights.len() as u32,
                 ..step
             };
-            let uniform_bytes = chunk.push_uniform(bytemuck::bytes_of(&step));
-            let ranges = match kernel {
+            let mut ranges = match kernel {
                 Kernel::RecurrentStep | Kernel::RecurrentStepProjected | Kernel::GruStep => {
                     vec![uniform, gates, model(ModelPart::WeightsHh), h_prev, next(), state, y[0], y[1]]
                 }
@@ -1114,6 +1120,12 @@ impl<'a> Planner<'a> {
                     unreachable!("LayerKernels: no part of a timestep")
                 }
             };
+            let record_first = if self.takes_immediates(kernel) {
+                ranges.remove(0);
+                chunk.push_immediates(bytemuck::bytes_of(&step))
+            } else {
+                chunk.push_uniform(bytemuck::bytes_of(&step))
+            };
             let bind_group = self.bind_group(kernel, ranges);
             let shape = Shape { rows: most_active, columns, k: sum_len(&self.layouts[l], kernel) };
             let id = self.tile(kernel, kernels.cell, shape);
@@ -1133,7 +1145,7 @@ impl<'a> Planner<'a> {
                 [most_active.min(self.request.limits.workgroups), 1, reverse.len() as u32]
             };
             let kernel = self.kernel(id);
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
+            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, record_first, workgroups, flops, bytes });
         }
     }
 
@@ -1146,7 +1158,10 @@ impl<'a> Planner<'a> {
         }
         let room = uniforms.scratch().map_or(0, |index| self.scratch[index].size_bytes);
         debug_assert!(uniforms_first + uniform_bytes.len() as u64 <= room, "records beyond the {room} bytes for them");
-        submit.uploads.push(Upload::Uniforms { buffer: uniforms, offset_bytes: uniforms_first, bytes: uniform_bytes });
+        if !uniform_bytes.is_empty() {
+            let bytes = uniform_bytes;
+            submit.uploads.push(Upload::Uniforms { buffer: uniforms, offset_bytes: uniforms_first, bytes });
+        }
         match self.submits.as_mut_slice() {
             [first] if first.dispatches.is_empty() => {
                 let mut uploads = std::mem::take(&mut first.uploads);
@@ -1273,6 +1288,13 @@ impl Chunk {
         self.uniform_bytes.extend_from_slice(record);
         self.uniform_bytes.resize(offset + self.record_bytes as usize, 0);
         (self.uniforms_first + offset as u64) as u32
+    }
+
+    /// Appends a record to the submit's immediates; returns its first byte there.
+    fn push_immediates(&mut self, record: &[u8]) -> u32 {
+        let first = self.submit.immediates.len();
+        self.submit.immediates.extend_from_slice(record);
+        first as u32
     }
 
     /// The next records as a storage buffer. The window starts at a multiple of [`ALIGNMENT`], so they may not be its first.

@@ -138,7 +138,7 @@ impl Planner<'_> {
 
         for wave in 0..num_steps + num_layers - 1 {
             let under_way = (wave + 1).saturating_sub(num_steps)..num_layers.min(wave + 1);
-            let uniform_bytes = chunk.next_uniform();
+            let first = chunk.next_uniform();
             let (mut rows, mut flops, mut bytes) = (0, 0, 0);
             let mut y = BufferRange { buffer: BufferId::Dummy, offset_bytes: 0, size_bytes: 256 };
             for i in under_way.clone() {
@@ -153,7 +153,7 @@ impl Planner<'_> {
                 let below = i.checked_sub(1).map(|_| &buffers[l - 1]);
                 let record = WaveStep {
                     step: Step {
-                        record_first: ((u64::from(uniform_bytes) - window.offset_bytes) / F32) as u32,
+                        record_first: ((u64::from(first) - window.offset_bytes) / F32) as u32,
                         record_words: chunk.record_bytes / F32 as u32,
                         num_steps: 1,
                         ..step
@@ -196,7 +196,14 @@ impl Planner<'_> {
                 (rows as u32).div_ceil(id.rows_per_workgroup()),
                 under_way.len() as u32,
             ];
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, uniform_bytes, workgroups, flops, bytes });
+            chunk.submit.dispatches.push(Dispatch {
+                kernel,
+                bind_group,
+                record_first: first,
+                workgroups,
+                flops,
+                bytes,
+            });
         }
         debug_assert_eq!(u64::from(chunk.next_uniform()), window.offset_bytes + window.size_bytes);
     }

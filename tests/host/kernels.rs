@@ -229,28 +229,65 @@ fn every_variant_is_written_as_spirv_msl_and_hlsl() {
     for id in KernelId::all() {
         let module = parse(id);
         let info = validate(id, &module);
-        let constants: naga::back::PipelineConstants =
-            id.constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants)
+        write_everywhere(id, &module, &info);
+    }
+}
+
+/// Writes a module for every back end.
+fn write_everywhere(id: KernelId, module: &Module, info: &ModuleInfo) {
+    let constants: naga::back::PipelineConstants =
+        id.constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let (module, info) = naga::back::pipeline_constants::process_overrides(module, info, None, &constants)
+        .unwrap_or_else(|e| panic!("{}: {e:?}", id.name()));
+
+    let words = naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
+        .unwrap_or_else(|e| panic!("{} SPIR-V: {e:?}", id.name()));
+    assert_eq!(words[0], 0x0723_0203, "{}: SPIR-V starts with its magic number", id.name());
+
+    let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+    let (msl, _) =
+        naga::back::msl::write_string(&module, &info, &options, &naga::back::msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{} MSL: {e:?}", id.name()));
+    assert!(msl.contains(id.kernel.entry_point()), "{}: MSL lacks the entry point", id.name());
+
+    let mut hlsl = String::new();
+    let immediates_target = Some(naga::back::hlsl::BindTarget::default());
+    let options = naga::back::hlsl::Options { immediates_target, ..Default::default() };
+    let pipeline = naga::back::hlsl::PipelineOptions::default();
+    naga::back::hlsl::Writer::new(&mut hlsl, &options, &pipeline)
+        .write(&module, &info, None)
+        .unwrap_or_else(|e| panic!("{} HLSL: {e:?}", id.name()));
+    assert!(hlsl.contains(id.kernel.entry_point()), "{}: HLSL lacks the entry point", id.name());
+}
+
+/// A kernel of one timestep is the same but for where its record comes from.
+#[test]
+fn a_record_can_come_as_immediates() {
+    let ids: Vec<_> = KernelId::all().into_iter().filter(|id| id.kernel.takes_immediates()).collect();
+    let kernels: std::collections::BTreeSet<_> = ids.iter().map(|id| id.kernel).collect();
+    let with_record = |kernel: &&Kernel| kernel.bindings()[0].name == "timestep" && !kernel.is_sequence();
+    assert_eq!(kernels.len(), Kernel::ALL.iter().filter(with_record).count());
+    for id in ids {
+        let source = id.source_with_immediates();
+        let indexed = source.split("timestep.directions[").skip(1).all(|rest| rest.starts_with(['0', '1']));
+        assert!(indexed, "{}: immediates are reached by constants", id.name());
+        let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}: {e}", id.name()));
+        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::IMMEDIATES;
+        let info = Validator::new(ValidationFlags::all(), capabilities)
+            .validate(&module)
             .unwrap_or_else(|e| panic!("{}: {e:?}", id.name()));
-
-        let words = naga::back::spv::write_vec(&module, &info, &naga::back::spv::Options::default(), None)
-            .unwrap_or_else(|e| panic!("{} SPIR-V: {e:?}", id.name()));
-        assert_eq!(words[0], 0x0723_0203, "{}: SPIR-V starts with its magic number", id.name());
-
-        let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
-        let (msl, _) =
-            naga::back::msl::write_string(&module, &info, &options, &naga::back::msl::PipelineOptions::default())
-                .unwrap_or_else(|e| panic!("{} MSL: {e:?}", id.name()));
-        assert!(msl.contains(id.kernel.entry_point()), "{}: MSL lacks the entry point", id.name());
-
-        let mut hlsl = String::new();
-        let options = naga::back::hlsl::Options::default();
-        let pipeline = naga::back::hlsl::PipelineOptions::default();
-        naga::back::hlsl::Writer::new(&mut hlsl, &options, &pipeline)
-            .write(&module, &info, None)
-            .unwrap_or_else(|e| panic!("{} HLSL: {e:?}", id.name()));
-        assert!(hlsl.contains(id.kernel.entry_point()), "{}: HLSL lacks the entry point", id.name());
+        let layouter = layouter(&module);
+        let immediate: Vec<_> =
+            module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Immediate).collect();
+        let [(_, record)] = immediate.as_slice() else { panic!("{}: {} immediates", id.name(), immediate.len()) };
+        assert_eq!((record.name.as_deref(), layouter[record.ty].size), (Some("timestep"), 128), "{}", id.name());
+        assert_eq!(size_of::<Step>(), 128);
+        let mut bound: Vec<_> =
+            module.global_variables.iter().filter_map(|(_, v)| Some((v.binding?.binding, v.name.clone()?))).collect();
+        bound.sort();
+        let expected = id.kernel.bindings().iter().enumerate().skip(1).map(|(n, b)| (n as u32, b.name.to_owned()));
+        assert!(bound.iter().cloned().eq(expected), "{}: {bound:?}", id.name());
+        write_everywhere(id, &module, &info);
     }
 }
 

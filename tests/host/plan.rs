@@ -21,6 +21,7 @@ const DEFAULTS: PlanLimits = PlanLimits {
     loop_trips: None,
     wide: false,
     halves: false,
+    immediates: false,
 };
 
 fn request<'a>(spec: &'a LstmSpec, lengths: &'a [usize], limits: PlanLimits) -> PlanRequest<'a> {
@@ -169,9 +170,12 @@ fn staging_is_split_where_it_would_exceed_the_largest_buffer() {
 
 /// The record of a dispatch of a timestep, the first of many.
 fn step_of(submit: &Submit, group: &BindGroup, dispatch: &Dispatch) -> Step {
+    if group.takes_immediates() {
+        return bytemuck::pod_read_unaligned(&submit.immediates[dispatch.record_first as usize..][..size_of::<Step>()]);
+    }
     let step = submit.uploads.iter().find_map(|upload| match upload {
         Upload::Uniforms { buffer, offset_bytes, bytes } if *buffer == group.ranges[0].buffer => {
-            let first = (u64::from(dispatch.uniform_bytes) - offset_bytes) as usize;
+            let first = (u64::from(dispatch.record_first) - offset_bytes) as usize;
             Some(bytemuck::pod_read_unaligned(&bytes[first..][..size_of::<Step>()]))
         }
         _ => None,
@@ -298,11 +302,13 @@ proptest! {
         sequence in 0..3usize,
         wide in any::<bool>(),
         stacked in any::<bool>(),
+        immediates in any::<bool>(),
         dispatch_flops in prop::sample::select(vec![1, 20_000, 200_000, u64::MAX]),
     ) {
         lengths.push(1);
+        let (budget_bytes, bytes) = (budget_kib << 10, 1 << 20);
         let limits =
-            PlanLimits { budget_bytes: budget_kib << 10, binding_bytes: 1 << 20, buffer_bytes: 1 << 20, wide, ..DEFAULTS };
+            PlanLimits { budget_bytes, binding_bytes: bytes, buffer_bytes: bytes, wide, immediates, ..DEFAULTS };
         let mut request = request(&spec, &lengths, limits);
         request.tiles.wave = stacked.then_some(true);
         request.dispatch_flops = dispatch_flops;
@@ -343,14 +349,23 @@ proptest! {
                     uniform_ranges.push(range);
                 }
             }
+            let mut next_immediate = 0;
             for dispatch in &submit.dispatches {
                 prop_assert!(dispatch.workgroups.iter().all(|&n| n >= 1 && n <= limits.workgroups));
-                prop_assert_eq!(dispatch.uniform_bytes % limits.uniform_alignment, 0);
                 let group = &plan.bind_groups[dispatch.bind_group];
+                prop_assert_eq!(group.takes_immediates(), limits.immediates && group.kernel.takes_immediates());
+                if group.takes_immediates() {
+                    let record = dispatch.record_first as usize..dispatch.record_first as usize + size_of::<Step>();
+                    prop_assert_eq!(record.start, next_immediate, "one record after the other");
+                    prop_assert!(record.end <= submit.immediates.len());
+                    next_immediate = record.end;
+                } else {
+                    prop_assert_eq!(dispatch.record_first % limits.uniform_alignment, 0);
+                }
                 prop_assert_eq!(group.kernel, plan.kernels[dispatch.kernel].kernel);
                 // wgpu refuses a buffer that one dispatch reads and writes.
-                for (binding, range) in group.kernel.bindings().iter().zip(&group.ranges) {
-                    let same = group.kernel.bindings().iter().zip(&group.ranges).filter(|(_, r)| r.buffer == range.buffer);
+                for (_, binding, range) in group.bound() {
+                    let same = group.ranges.iter().filter(|r| r.buffer == range.buffer);
                     let dummy = range.buffer == BufferId::Dummy;
                     if binding.kind == BindingKind::ReadWrite && !dummy {
                         prop_assert_eq!(same.count(), 1, "{:?} is bound more than once", range.buffer);
@@ -385,7 +400,8 @@ proptest! {
                         }
                         // What the first timestep reads of the input or its gates is there.
                         prop_assert!(kernel.bindings()[1].name == "x_gates" || kernel.is_narrow());
-                        let BufferId::Scratch(read) = group.ranges[1].buffer else {
+                        let (_, _, gates) = group.bound().find(|(n, ..)| *n == 1).unwrap();
+                        let BufferId::Scratch(read) = gates.buffer else {
                             return Err(TestCaseError::fail("gates are a working buffer"));
                         };
                         for at in step.directions.iter().filter(|at| at.num_active > 0) {
