@@ -154,8 +154,9 @@ impl Engine {
         gpu::required_limits(adapter, crate::options::LimitsProfile::Adapter)
     }
 
-    /// The features to open a device of `adapter` with, so that an engine can share it: those among immediates that the
-    /// adapter has. A device without them runs the same, with a little more work for each timestep.
+    /// The features to open a device of `adapter` with, so that an engine can share it: immediates, if the adapter has 128
+    /// bytes of them, which are then part of [`required_limits`](Self::required_limits). An engine runs without them too: each
+    /// timestep reads a uniform instead.
     #[cfg(feature = "gpu")]
     pub fn required_features(adapter: &wgpu::Adapter) -> wgpu::Features {
         gpu::required_features(adapter, crate::options::LimitsProfile::Adapter)

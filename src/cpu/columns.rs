@@ -21,12 +21,15 @@ pub(super) struct Matrix {
     values: Vec<f32>,
     rows: usize,
     width: usize,
+    /// Their product.
+    len: usize,
 }
 
 impl Matrix {
     /// Memory for `rows` of `width` numbers.
     pub(super) fn new(rows: usize, width: usize) -> Self {
-        let mut matrix = Self { values: Vec::with_capacity(rows * width), rows, width };
+        let len = rows.checked_mul(width).expect("a matrix that can be addressed");
+        let mut matrix = Self { values: Vec::with_capacity(len), rows, width, len };
         if cfg!(debug_assertions) {
             matrix.places().fill(MaybeUninit::new(f32::NAN)); // what is forgotten shows
         }
@@ -34,7 +37,7 @@ impl Matrix {
     }
 
     fn places(&mut self) -> &mut [MaybeUninit<f32>] {
-        &mut self.values.spare_capacity_mut()[..self.rows * self.width]
+        &mut self.values.spare_capacity_mut()[..self.len]
     }
 
     /// All columns.
@@ -50,7 +53,7 @@ impl Matrix {
     /// Of every other row all columns were written.
     pub(super) unsafe fn finish(mut self, team: &Team, wrote: impl Fn(usize) -> bool + Sync) -> Vec<f32> {
         const NUMBERS_AT_ONCE: usize = 1 << 14;
-        let (rows, width) = (self.rows, self.width.max(1));
+        let width = self.width.max(1);
         let rows_each = (NUMBERS_AT_ONCE / width).max(1);
         let mut parts: Vec<_> = self.places().chunks_mut(rows_each * width).collect();
         team.each(&mut parts, |part, places| {
@@ -61,7 +64,7 @@ impl Matrix {
             }
         });
         // SAFETY: the vector has so much capacity; every row was filled just now, or written, as the caller promises.
-        unsafe { self.values.set_len(rows * self.width) };
+        unsafe { self.values.set_len(self.len) };
         self.values
     }
 }

@@ -84,8 +84,9 @@ impl CpuLstm {
                 let results = [self.run_group(batch, &acceptable, only, team, threads, columns)];
                 check()?;
                 let output = output.map(|matrix| {
-                    let ended = acceptable.load(Ordering::Relaxed);
-                    // SAFETY: a run that came to its end wrote all units of all directions in every valid row.
+                    let ended = acceptable.load(Ordering::Relaxed); // or `check` has returned
+                    // SAFETY: a run that came to its end wrote all units of all directions in every valid row; if a part had
+                    // panicked, on whatever thread, its loop had too.
                     #[allow(unsafe_code, reason = "only a run knows what it wrote")]
                     unsafe {
                         matrix.finish(team, |row| ended && valid_place(batch, row).is_some())

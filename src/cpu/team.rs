@@ -27,6 +27,8 @@ pub(super) struct Team {
     backwards: AtomicBool,
     /// Parts that helpers have finished in this loop.
     finished: AtomicUsize,
+    /// Whether a part has panicked on a helper.
+    panicked: AtomicBool,
     over: AtomicBool,
 }
 
@@ -73,6 +75,7 @@ impl Team {
             job: UnsafeCell::new(None),
             backwards: AtomicBool::new(false),
             finished: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
             over: AtomicBool::new(false),
         };
         if threads <= 1 {
@@ -100,7 +103,7 @@ impl Team {
         self.ranges.len()
     }
 
-    /// Calls `f(i)` once for every i in 0..parts, and returns when all calls have.
+    /// Calls `f(i)` once for every i in 0..parts, and returns when all calls have; panics if one did, on whatever thread.
     ///
     /// Going `backwards` in every second loop over the same data finds what was used last still in the cache.
     fn each_index(&self, parts: usize, backwards: bool, f: impl Fn(usize) + Sync) {
@@ -126,6 +129,8 @@ impl Team {
             wait.own += 1;
             f(i);
         }
+        drop(wait);
+        assert!(!self.panicked.load(Ordering::Relaxed), "a part panicked on another thread");
     }
 
     /// Calls `f(i, &mut parts[i])` once for every part.
@@ -169,10 +174,13 @@ impl Team {
 
     fn help(&self, member: usize) {
         /// Counts a part as finished, also when it panics.
-        struct Finished<'a>(&'a AtomicUsize);
+        struct Finished<'a>(&'a Team);
         impl Drop for Finished<'_> {
             fn drop(&mut self) {
-                self.0.fetch_add(1, Ordering::Release);
+                if std::thread::panicking() {
+                    self.0.panicked.store(true, Ordering::Relaxed);
+                }
+                self.0.finished.fetch_add(1, Ordering::Release);
             }
         }
         let mut spin = Spin::default();
@@ -180,7 +188,7 @@ impl Team {
             match self.claim(member) {
                 Some(i) => {
                     spin = Spin::default();
-                    let _finished = Finished(&self.finished);
+                    let _finished = Finished(self);
                     // SAFETY: part i was claimed and is not finished, so its loop waits and the job is that loop's.
                     let job = unsafe { *self.job.get() };
                     job.expect("a loop is under way")(i);
@@ -286,11 +294,33 @@ mod tests {
     #[test]
     fn a_panic_ends_the_run_and_leaves_no_helper_behind() {
         for culprit in [0, 40] {
+            let mut went_on = false;
             let result = catch_unwind(AssertUnwindSafe(|| {
-                Team::of(2, |team| team.each_index(64, false, |i| assert_ne!(i, culprit, "part {culprit}")));
+                Team::of(2, |team| {
+                    team.each_index(64, false, |i| assert_ne!(i, culprit, "part {culprit}"));
+                    went_on = true;
+                });
             }));
-            assert!(result.is_err());
+            assert!(result.is_err() && !went_on);
         }
+        // On a helper for certain: this thread's part waits for it.
+        let (mut went_on, reached) = (false, AtomicBool::new(false));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            Team::of(2, |team| {
+                let owner = std::thread::current().id();
+                team.each_index(2, false, |_| {
+                    if std::thread::current().id() != owner {
+                        reached.store(true, Ordering::Release);
+                        panic!("on a helper");
+                    }
+                    while !reached.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                });
+                went_on = true;
+            });
+        }));
+        assert!(result.is_err() && !went_on);
         let done = AtomicUsize::new(0);
         Team::of(2, |team| team.each_index(10, true, |_| _ = done.fetch_add(1, Ordering::Relaxed)));
         assert_eq!(done.into_inner(), 10);

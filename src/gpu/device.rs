@@ -74,14 +74,25 @@ pub(crate) fn required_limits(adapter: &wgpu::Adapter, profile: LimitsProfile) -
     required
 }
 
-/// The features that the kernels use where there are such. OpenGL has no immediates; wgpu makes many calls of one.
+/// The features that the kernels use, if the adapter has them.
 pub(crate) fn required_features(adapter: &wgpu::Adapter, profile: LimitsProfile) -> wgpu::Features {
-    let fits = adapter.limits().max_immediate_size >= STEP_BYTES && adapter.get_info().backend != wgpu::Backend::Gl;
-    let wanted = match profile {
-        LimitsProfile::Adapter if fits => wgpu::Features::IMMEDIATES,
-        _ => wgpu::Features::empty(),
-    };
-    wanted & adapter.features()
+    match takes_immediates(adapter.features(), &adapter.limits(), adapter.get_info().backend, profile) {
+        true => wgpu::Features::IMMEDIATES,
+        false => wgpu::Features::empty(),
+    }
+}
+
+/// Whether records of timesteps come as immediates. OpenGL has none: wgpu makes many calls of one.
+fn takes_immediates(
+    features: wgpu::Features,
+    limits: &wgpu::Limits,
+    backend: wgpu::Backend,
+    profile: LimitsProfile,
+) -> bool {
+    profile == LimitsProfile::Adapter
+        && features.contains(wgpu::Features::IMMEDIATES)
+        && limits.max_immediate_size >= STEP_BYTES
+        && backend != wgpu::Backend::Gl
 }
 
 /// A new buffer, not mapped.
@@ -160,9 +171,7 @@ impl Context {
             } && has.max_compute_invocations_per_workgroup.min(has.max_compute_workgroup_size_x)
                 >= LARGEST_WORKGROUP,
             halves: options.precision == Precision::F16Weights,
-            immediates: options.limits == LimitsProfile::Adapter
-                && device.features().contains(wgpu::Features::IMMEDIATES)
-                && has.max_immediate_size >= STEP_BYTES,
+            immediates: takes_immediates(device.features(), &has, device.adapter_info().backend, options.limits),
         };
         let mut storage_alignment = has.min_storage_buffer_offset_alignment;
         if options.limits == LimitsProfile::WebGpuDefaults {

@@ -314,9 +314,12 @@ impl<'a> Resources<'a> {
             let group = &bind_groups[dispatch.bind_group];
             if self.plan.bind_groups[dispatch.bind_group].takes_immediates() {
                 pass.set_bind_group(0, group, &[]);
-                pass.set_immediates(0, &submit.immediates[dispatch.record_first as usize..][..size_of::<Step>()]);
+                pass.set_immediates(
+                    0,
+                    &submit.immediates[dispatch.record_offset_bytes as usize..][..size_of::<Step>()],
+                );
             } else {
-                pass.set_bind_group(0, group, &[dispatch.record_first]);
+                pass.set_bind_group(0, group, &[dispatch.record_offset_bytes]);
             }
             let [x, y, z] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, z);

@@ -88,7 +88,8 @@ impl Planner<'_> {
             [self.layers[0].input_size, last.num_directions() * last.c_size().max(last.h_size()), h_size + c_size];
         let row = widest.into_iter().max().unwrap_or(1) as u64 * F32;
         let rows = Caller::ALL.map(|caller| self.caller_rows(caller)).into_iter().max().unwrap_or(1) as u64;
-        rows.div_ceil((self.window_bytes() / row).max(1)) as usize
+        // A window holds whole rows from wherever its first one starts.
+        rows.div_ceil((self.window_bytes() / row).saturating_sub(1).max(1)) as usize
     }
 
     /// The windows through which a copy reaches all rows of a buffer of the caller.
@@ -341,7 +342,7 @@ impl Planner<'_> {
                         is_end: u32::from(t_end == self.schedule.num_steps()),
                     };
                     let second = y1.as_ref().filter(|_| sums_planes).map_or(buffer, |y1| y1.pieces()[i].buffer);
-                    let record_first = chunk.push_uniform(bytemuck::bytes_of(&params));
+                    let record_offset_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
                     let uniform = chunk.uniform_range(size_of::<PoolParams>());
                     let ranges = vec![uniform, table.into(), buffer.into(), second.into(), pooled.into()];
                     let bind_group = self.bind_group(Kernel::PoolRows, ranges);
@@ -351,7 +352,8 @@ impl Planner<'_> {
                         1,
                     ];
                     let bytes = 16 * u64::from(params.width4) * (rank_end - rank_first) as u64;
-                    let dispatch = Dispatch { kernel: index, bind_group, record_first, workgroups, flops: 0, bytes };
+                    let dispatch =
+                        Dispatch { kernel: index, bind_group, record_offset_bytes, workgroups, flops: 0, bytes };
                     chunk.submit.dispatches.push(dispatch);
                 }
             }
@@ -409,7 +411,7 @@ impl Planner<'_> {
                     listed_first: window.rows.start as u32,
                     listed_end: window.rows.end as u32,
                 };
-                let record_first = chunk.push_uniform(bytemuck::bytes_of(&params));
+                let record_offset_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
                 let uniform = chunk.uniform_range(size_of::<CopyParams>());
                 let bind_group = self.bind_group(Kernel::CopyRows, vec![uniform, copy.table.0.into(), from.1, to.1]);
                 let workgroups = [
@@ -420,7 +422,7 @@ impl Planner<'_> {
                 chunk.submit.dispatches.push(Dispatch {
                     kernel: index,
                     bind_group,
-                    record_first,
+                    record_offset_bytes,
                     workgroups,
                     flops: 0,
                     bytes: 2 * F32 * u64::from(params.dst_width) * (end - first_row) as u64,

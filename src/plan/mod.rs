@@ -322,7 +322,7 @@ pub struct Dispatch {
     /// An index into [`Plan::bind_groups`].
     pub bind_group: usize,
     /// The record of the dispatch: the dynamic offset of the uniform, or the first byte in the submit's immediates.
-    pub record_first: u32,
+    pub record_offset_bytes: u32,
     /// Workgroups in x, y, z.
     pub workgroups: [u32; 3],
     /// Floating-point operations of its sums.

@@ -605,7 +605,7 @@ impl<'a> Planner<'a> {
         let gates = slot_buffers[0];
         let inner_buffers = [slot_buffers[2], slot_buffers[3]];
         let table = slot_buffers[5];
-        let uniforms = slot_buffers[6].unwrap_or(BufferId::Dummy);
+        let uniforms = slot_buffers[6].expect("there are input projections, or room for their records");
         let record_bytes = self.record_bytes();
 
         for (k, steps) in chunks.iter().enumerate() {
@@ -937,7 +937,7 @@ impl<'a> Planner<'a> {
                         offset_bytes: bytes.start,
                         size_bytes: bytes.end - bytes.start,
                     };
-                    let record_first = chunk.push_uniform(bytemuck::bytes_of(&params));
+                    let record_offset_bytes = chunk.push_uniform(bytemuck::bytes_of(&params));
                     let ranges = vec![
                         chunk.uniform_range(size_of::<InputParams>()),
                         from.buffer.into(),
@@ -962,7 +962,7 @@ impl<'a> Planner<'a> {
                     chunk.submit.dispatches.push(Dispatch {
                         kernel: index,
                         bind_group,
-                        record_first,
+                        record_offset_bytes,
                         workgroups,
                         flops,
                         bytes,
@@ -1120,7 +1120,7 @@ impl<'a> Planner<'a> {
                     unreachable!("LayerKernels: no part of a timestep")
                 }
             };
-            let record_first = if self.takes_immediates(kernel) {
+            let record_offset_bytes = if self.takes_immediates(kernel) {
                 ranges.remove(0);
                 chunk.push_immediates(bytemuck::bytes_of(&step))
             } else {
@@ -1145,7 +1145,14 @@ impl<'a> Planner<'a> {
                 [most_active.min(self.request.limits.workgroups), 1, reverse.len() as u32]
             };
             let kernel = self.kernel(id);
-            chunk.submit.dispatches.push(Dispatch { kernel, bind_group, record_first, workgroups, flops, bytes });
+            chunk.submit.dispatches.push(Dispatch {
+                kernel,
+                bind_group,
+                record_offset_bytes,
+                workgroups,
+                flops,
+                bytes,
+            });
         }
     }
 

@@ -99,6 +99,13 @@ impl Planner<'_> {
         );
         let workgroups = [(batch_size as u32).div_ceil(id.rows), 1, reverse.len() as u32];
         let kernel = self.kernel(id);
-        chunk.submit.dispatches.push(Dispatch { kernel, bind_group, record_first: first, workgroups, flops, bytes });
+        chunk.submit.dispatches.push(Dispatch {
+            kernel,
+            bind_group,
+            record_offset_bytes: first,
+            workgroups,
+            flops,
+            bytes,
+        });
     }
 }

@@ -199,7 +199,7 @@ impl Planner<'_> {
             chunk.submit.dispatches.push(Dispatch {
                 kernel,
                 bind_group,
-                record_first: first,
+                record_offset_bytes: first,
                 workgroups,
                 flops,
                 bytes,

@@ -312,6 +312,19 @@ fn shared_device(subject: &Subject) -> Result<(), Failed> {
     let mut plus_one = case.clone();
     plus_one.x.iter_mut().for_each(|v| *v += 1.0);
     let expected = lstm.run_blocking(&plus_one.batch())?;
+    // A device of an application without immediates, or with too few, gives the same.
+    let mut fewer = vec![(wgpu::Features::empty(), 0)];
+    if Engine::required_features(&adapter).contains(wgpu::Features::IMMEDIATES) {
+        fewer.push((wgpu::Features::IMMEDIATES, 64));
+    }
+    for (required_features, max_immediate_size) in fewer {
+        let required_limits = wgpu::Limits { max_immediate_size, ..Engine::required_limits(&adapter) };
+        let descriptor = wgpu::DeviceDescriptor { required_limits, required_features, ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))?;
+        let engine = pollster::block_on(Engine::from_device(&adapter, device, queue))?;
+        let found = engine.load_blocking(&case.weights)?.run_blocking(&plus_one.batch())?;
+        equal_outputs("fewer immediates", &found, &expected)?;
+    }
     let doubled: Vec<f32> = expected.output.clone().ok_or("no output")?.iter().map(|v| 2.0 * v).collect();
     // An async run needs nobody else to poll.
     equal_outputs("async", &pollster::block_on(lstm.run(&plus_one.batch()))?, &expected)?;

@@ -251,6 +251,12 @@ fn profile(subject: &Subject) -> Result<(), Failed> {
             ("uniform alignment", u64::from(limits.min_uniform_buffer_offset_alignment), 256),
         ]);
     }
+    // Records come as immediates wherever they can, so that the other tests run with them.
+    let adapter = subject.adapter()?;
+    let can = subject.options.limits == wgpu_lstm::LimitsProfile::Adapter
+        && adapter.features().contains(wgpu_lstm::wgpu::Features::IMMEDIATES)
+        && adapter.limits().max_immediate_size >= 128;
+    found.push(("immediates", u64::from(limits.max_immediate_size), if can { 128 } else { 0 }));
     match found.iter().find(|(_, found, expected)| found != expected) {
         None => Ok(()),
         Some((name, found, expected)) => Err(format!("{name}: expected {expected}, found {found}").into()),

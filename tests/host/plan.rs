@@ -49,6 +49,9 @@ fn plans_are_as_reviewed() {
             .concat(),
     );
 
+    let immediates = PlanLimits { immediates: true, ..DEFAULTS };
+    snapshot::check("plan_immediates.txt", &Plan::new(&request(&small, &[3, 0, 5], immediates)).unwrap().describe());
+
     let limits = PlanLimits { budget_bytes: 4 << 20, ..DEFAULTS };
     snapshot::check(
         "plan_long_in_chunks.txt",
@@ -171,11 +174,13 @@ fn staging_is_split_where_it_would_exceed_the_largest_buffer() {
 /// The record of a dispatch of a timestep, the first of many.
 fn step_of(submit: &Submit, group: &BindGroup, dispatch: &Dispatch) -> Step {
     if group.takes_immediates() {
-        return bytemuck::pod_read_unaligned(&submit.immediates[dispatch.record_first as usize..][..size_of::<Step>()]);
+        return bytemuck::pod_read_unaligned(
+            &submit.immediates[dispatch.record_offset_bytes as usize..][..size_of::<Step>()],
+        );
     }
     let step = submit.uploads.iter().find_map(|upload| match upload {
         Upload::Uniforms { buffer, offset_bytes, bytes } if *buffer == group.ranges[0].buffer => {
-            let first = (u64::from(dispatch.record_first) - offset_bytes) as usize;
+            let first = (u64::from(dispatch.record_offset_bytes) - offset_bytes) as usize;
             Some(bytemuck::pod_read_unaligned(&bytes[first..][..size_of::<Step>()]))
         }
         _ => None,
@@ -287,6 +292,33 @@ fn working_memory_is_what_has_to_lie_there() {
     }
 }
 
+/// Copies between slots and rows take windows, whose records need room whatever the number of slots.
+#[test]
+fn states_in_windows_have_room_for_their_records() {
+    for direction in [Direction::Forward, Direction::Reverse, Direction::Bidirectional] {
+        let spec = LstmSpec::stack(8, 16, 1).direction(direction).build().unwrap();
+        for immediates in [false, true] {
+            for num_slots in (100..20_000).step_by(97).chain(8180..8200).chain(4080..4110) {
+                let limits = PlanLimits { binding_bytes: 1 << 20, buffer_bytes: 64 << 20, immediates, ..DEFAULTS };
+                let lengths = [2, 0, 1];
+                let mut request = request(&spec, &lengths, limits);
+                request.initial = Some(StatesAt::Slots { num_slots });
+                request.finals = StatesAt::Slots { num_slots };
+                request.outputs.final_state = true;
+                let plan = Plan::new(&request).unwrap();
+                for upload in plan.submits.iter().flat_map(|submit| &submit.uploads) {
+                    if let Upload::Uniforms { buffer: BufferId::Scratch(index), offset_bytes, bytes } = upload {
+                        assert!(
+                            offset_bytes + bytes.len() as u64 <= plan.scratch[*index].size_bytes,
+                            "{num_slots} slots"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -355,12 +387,12 @@ proptest! {
                 let group = &plan.bind_groups[dispatch.bind_group];
                 prop_assert_eq!(group.takes_immediates(), limits.immediates && group.kernel.takes_immediates());
                 if group.takes_immediates() {
-                    let record = dispatch.record_first as usize..dispatch.record_first as usize + size_of::<Step>();
+                    let record = dispatch.record_offset_bytes as usize..dispatch.record_offset_bytes as usize + size_of::<Step>();
                     prop_assert_eq!(record.start, next_immediate, "one record after the other");
                     prop_assert!(record.end <= submit.immediates.len());
                     next_immediate = record.end;
                 } else {
-                    prop_assert_eq!(dispatch.record_first % limits.uniform_alignment, 0);
+                    prop_assert_eq!(dispatch.record_offset_bytes % limits.uniform_alignment, 0);
                 }
                 prop_assert_eq!(group.kernel, plan.kernels[dispatch.kernel].kernel);
                 // wgpu refuses a buffer that one dispatch reads and writes.
@@ -424,6 +456,7 @@ proptest! {
                     }
                 }
             }
+            prop_assert_eq!(next_immediate, submit.immediates.len());
             for read in &submit.reads {
                 prop_assert!(read.staging_offset_bytes + read.range.size_bytes <= submit.staging_bytes[read.staging]);
             }
