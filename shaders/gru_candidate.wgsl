@@ -5,7 +5,7 @@
 // One vec4 per four units u; m is r·h and z lies in `state`, both from gru_reset.
 //
 // Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hn read [D, hidden_stride, columns]
+// Bindings   0 the step, unless it comes as immediates · 1 x_gates read [rows, H] · 2 w_hn read [D, hidden_stride, columns]
 //            3 m read [D, B, hidden_stride / 4] · 4 h_prev read · 5 h_next read_write [D, B, h_stride / 4]
 //            6 state read_write, as in gru_reset, in vec4 · 7 y0 · 8 y1 read_write, in vec4
 // Overrides  WG_X, WG_Y: product ≤ 256; those of the functions; ROWS is text, see src/kernels/rows.rs
@@ -18,7 +18,6 @@
 override WG_X: u32;
 override WG_Y: u32;
 
-@group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
 @group(0) @binding(2) var<storage, read> w_hn: array<Weight>;
 @group(0) @binding(3) var<storage, read> m: array<vec4f>;
@@ -37,7 +36,7 @@ fn candidate(direction: u32, first: u32, unit: u32, recurrent: f32) -> f32 {
 }
 
 fn finish(direction: u32, rank: u32, p4: u32, sum: vec4f) {
-    let at = timestep.directions[direction];
+    let at = step_of(direction);
     if rank >= at.num_active {
         return;
     }
@@ -59,7 +58,7 @@ fn gru_candidate(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
     let p4 = timestep.column_first + tile_column(group, local);
     let row = tile_row(group, local);
     let direction = group.z;
-    let num_active = timestep.directions[direction].num_active;
+    let num_active = step_of(direction).num_active;
     if row >= num_active || leaves(p4, timestep.column_end) {
         return;
     }

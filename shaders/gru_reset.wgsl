@@ -5,7 +5,7 @@
 // One vec4 of w_hh holds r and z of two units. z waits in `state`, where an LSTM has c.
 //
 // Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
+// Bindings   0 the step, unless it comes as immediates · 1 x_gates read [rows, H] · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 m read_write [D, B, hidden_stride]
 //            5 state read_write z [D, B, hidden_stride], then as in recurrent_step
 // Overrides  WG_X, WG_Y: product ≤ 256; those of the functions; ROWS is text, see src/kernels/rows.rs
@@ -18,7 +18,6 @@
 override WG_X: u32;
 override WG_Y: u32;
 
-@group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
 @group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
@@ -30,7 +29,7 @@ fn finish_unit(direction: u32, rank: u32, unit: u32, recurrent: vec2f) {
     let slot = row * timestep.hidden_stride + unit;
     var reset = 0.0;
     if unit < timestep.hidden_size {
-        let x = x_gates[timestep.directions[direction].gates_first + rank * timestep.hidden_size + unit];
+        let x = x_gates[step_of(direction).gates_first + rank * timestep.hidden_size + unit];
         let h = h_prev[row * (timestep.h_stride / 4u) + unit / 4u][unit % 4u];
         reset = gate_f(direction, x.x + recurrent.x) * h;
         state[slot] = gate_f(direction, x.y + recurrent.y);
@@ -39,7 +38,7 @@ fn finish_unit(direction: u32, rank: u32, unit: u32, recurrent: vec2f) {
 }
 
 fn finish(direction: u32, rank: u32, pair: u32, recurrent: vec4f) {
-    if rank < timestep.directions[direction].num_active {
+    if rank < step_of(direction).num_active {
         finish_unit(direction, rank, 2u * pair, recurrent.xy);
         finish_unit(direction, rank, 2u * pair + 1u, recurrent.zw);
     }
@@ -50,7 +49,7 @@ fn gru_reset(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) 
     let pair = timestep.column_first + tile_column(group, local);
     let row = tile_row(group, local);
     let direction = group.z;
-    let num_active = timestep.directions[direction].num_active;
+    let num_active = step_of(direction).num_active;
     if row >= num_active || leaves(pair, timestep.column_end) {
         return;
     }

@@ -6,7 +6,7 @@
 // A workgroup owns a sequence of a direction; where there are more of these than workgroups, it owns several in turn.
 //
 // Dispatch   x: min(num_active, the device's limit), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 sums read [D, B, H]
+// Bindings   0 the step, unless it comes as immediates · 1 sums read [D, B, H]
 //            2 cell_vectors read [D, H, 3]: scales i f g o, biases i f g o, peepholes i f o
 //            3 next · 4 state · 5 y0 · 6 y1 read_write, as in recurrent_step
 // Overrides  those of the functions
@@ -19,7 +19,6 @@
 const LANES: u32 = 64u;
 const NORM_EPSILON: f32 = 1e-8;
 
-@group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> sums: array<vec4f>;
 @group(0) @binding(2) var<storage, read> cell_vectors: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> next: array<f32>;
@@ -120,7 +119,7 @@ fn normalized_cell(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let direction = group.z;
-    let at = timestep.directions[direction];
+    let at = step_of(direction);
     for (var rank = group.x; rank < at.num_active; rank += groups.x) {
         advance_row(direction, at, rank, lane);
     }

@@ -6,7 +6,7 @@
 // shaders/lib/no_projection_bias.wgsl.
 //
 // Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 w_hr read [D, hidden_stride, columns]
+// Bindings   0 the step, unless it comes as immediates · 1 w_hr read [D, hidden_stride, columns]
 //            2 m read [D, B, hidden_stride / 4] · 3 h_next read_write [D, B, h_stride / 4]
 //            4 state read_write, as in recurrent_step, in vec4 · 5 y0 · 6 y1 read_write, in vec4
 //            7 b_hr read [D, h_stride / 4], where there is one
@@ -20,7 +20,6 @@
 override WG_X: u32;
 override WG_Y: u32;
 
-@group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> w_hr: array<Weight>;
 @group(0) @binding(2) var<storage, read> m: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> h_next: array<vec4f>;
@@ -29,7 +28,7 @@ override WG_Y: u32;
 @group(0) @binding(6) var<storage, read_write> y1: array<vec4f>;
 
 fn finish(direction: u32, rank: u32, p4: u32, sum: vec4f) {
-    let at = timestep.directions[direction];
+    let at = step_of(direction);
     if rank < at.num_active {
         emit4(direction, at, rank, p4, with_bias(direction, p4, sum));
     }
@@ -40,7 +39,7 @@ fn projection_step(@builtin(workgroup_id) group: vec3u, @builtin(local_invocatio
     let p4 = timestep.column_first + tile_column(group, local);
     let row = tile_row(group, local);
     let direction = group.z;
-    let num_active = timestep.directions[direction].num_active;
+    let num_active = step_of(direction).num_active;
     if row >= num_active || leaves(p4, timestep.column_end) {
         return;
     }

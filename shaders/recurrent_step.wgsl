@@ -8,7 +8,7 @@
 // shaders/lib/emit_m.wgsl.
 //
 // Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, H], or x · 2 w_hh read [D, K, columns]
+// Bindings   0 the step, unless it comes as immediates · 1 x_gates read [rows, H], or x · 2 w_hh read [D, K, columns]
 //            3 h_prev read [D, B, h_stride / 4] · 4 next read_write [D, B, stride] (h, or m with projection)
 //            5 state read_write c [D, B, hidden_stride], h_n [D, B, h_stride], last [D, B, h_stride]; no c in a GRU
 //            6 y0 · 7 y1 read_write [rows, y_stride], forward and reverse · 8 peepholes read [D, H],
@@ -23,7 +23,6 @@
 override WG_X: u32;
 override WG_Y: u32;
 
-@group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> next: array<f32>;
@@ -32,7 +31,7 @@ override WG_Y: u32;
 @group(0) @binding(7) var<storage, read_write> y1: array<f32>;
 
 fn finish(direction: u32, rank: u32, j: u32, recurrent: vec4f) {
-    let at = timestep.directions[direction];
+    let at = step_of(direction);
     if rank >= at.num_active {
         return;
     }
@@ -45,7 +44,7 @@ fn recurrent_step(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
     let j = timestep.column_first + tile_column(group, local);
     let row = tile_row(group, local);
     let direction = group.z;
-    let num_active = timestep.directions[direction].num_active;
+    let num_active = step_of(direction).num_active;
     if row >= num_active || leaves(j, timestep.column_end) {
         return;
     }

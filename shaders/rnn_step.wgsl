@@ -3,7 +3,7 @@
 //   h[b, u] = gate_f(x_gates[b, u] + Σ_k h_prev[b, k] · w_hh[k, u])        one vec4 per four units u
 //
 // Dispatch   x: ceil(columns / WG_X) of a part of a range of the weights, y: ceil(num_active / rows of a workgroup), z: directions
-// Bindings   0 step uniform, dynamic offset · 1 x_gates read [rows, h_stride / 4]
+// Bindings   0 the step, unless it comes as immediates · 1 x_gates read [rows, h_stride / 4]
 //            2 w_hh read [D, h_stride, columns] · 3 h_prev read · 4 h_next read_write [D, B, h_stride / 4]
 //            5 state read_write h_n, last [D, B, h_stride / 4] · 6 y0 · 7 y1 read_write, in vec4
 // Overrides  WG_X, WG_Y: product ≤ 256; those of the function; ROWS is text, see src/kernels/rows.rs
@@ -16,7 +16,6 @@
 override WG_X: u32;
 override WG_Y: u32;
 
-@group(0) @binding(0) var<uniform> timestep: Step;
 @group(0) @binding(1) var<storage, read> x_gates: array<vec4f>;
 @group(0) @binding(2) var<storage, read> w_hh: array<Weight>;
 @group(0) @binding(3) var<storage, read> h_prev: array<vec4f>;
@@ -26,7 +25,7 @@ override WG_Y: u32;
 @group(0) @binding(7) var<storage, read_write> y1: array<vec4f>;
 
 fn finish(direction: u32, rank: u32, p4: u32, recurrent: vec4f) {
-    let at = timestep.directions[direction];
+    let at = step_of(direction);
     if rank >= at.num_active {
         return;
     }
@@ -40,7 +39,7 @@ fn rnn_step(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) l
     let p4 = timestep.column_first + tile_column(group, local);
     let row = tile_row(group, local);
     let direction = group.z;
-    let num_active = timestep.directions[direction].num_active;
+    let num_active = step_of(direction).num_active;
     if row >= num_active || leaves(p4, timestep.column_end) {
         return;
     }

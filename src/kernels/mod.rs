@@ -652,6 +652,17 @@ impl KernelId {
 
     /// The WGSL source: the kernel's file, the pieces it lists, and the text generated for its cell and its row tile.
     pub fn source(self) -> String {
+        self.source_with(text::RECORD_UNIFORM)
+    }
+
+    /// The same for a kernel that [takes immediates](Kernel::takes_immediates), on a device that has them: they take the
+    /// place of binding 0.
+    pub fn source_with_immediates(self) -> String {
+        self.source_with(text::RECORD_IMMEDIATES)
+    }
+
+    /// With the piece that declares the record, where the kernel's file does not.
+    fn source_with(self, record: &str) -> String {
         let pieces: &[&str] = match self.kernel {
             Kernel::InputProjection => &[text::INPUT_PROJECTION, text::PLANES_CONCAT],
             Kernel::InputProjectionSum => &[text::INPUT_PROJECTION, text::PLANES_SUM],
@@ -738,6 +749,9 @@ impl KernelId {
             source.push('\n');
             source.push_str(text);
         };
+        if self.kernel.takes_immediates() {
+            add(record);
+        }
         if pieces.contains(&text::UPDATE_UNIT) && self.kernel != Kernel::Wave {
             add(if self.kernel.is_narrow() { text::GATES_NARROW } else { text::GATES_STORED });
         }
@@ -754,14 +768,6 @@ impl KernelId {
             add(&functions.source(self.rows, slices, self.lanes));
         }
         source
-    }
-
-    /// The same for a kernel that [takes immediates](Kernel::takes_immediates), on a device that has them: they take the
-    /// place of binding 0. Their elements are reached by constants alone, since a driver may keep them in registers.
-    pub fn source_with_immediates(self) -> String {
-        let source =
-            self.source().replacen("@group(0) @binding(0) var<uniform> timestep:", "var<immediate> timestep:", 1);
-        source.replace("timestep.directions[direction]", "step_of(direction)") + STEP_OF
     }
 
     /// What is generated for the row tile.
@@ -814,16 +820,6 @@ impl KernelId {
     }
 }
 
-/// The share of a direction in a record that comes as immediates.
-const STEP_OF: &str = "
-fn step_of(direction: u32) -> DirectionStep {
-    if direction == 0u {
-        return timestep.directions[0];
-    }
-    return timestep.directions[1];
-}
-";
-
 /// A column of weights, as it lies in memory and as it is used. Unpacking halves is exact.
 const WHOLES: &str = "alias Weight = vec4f;
 
@@ -866,6 +862,8 @@ mod text {
     pub(super) const POOL_ROWS: &str = include_str!("../../shaders/pool_rows.wgsl");
     pub(super) const PROJECTION_BIAS: &str = include_str!("../../shaders/lib/projection_bias.wgsl");
     pub(super) const PROJECTION_STEP: &str = include_str!("../../shaders/projection_step.wgsl");
+    pub(super) const RECORD_IMMEDIATES: &str = include_str!("../../shaders/lib/record_immediates.wgsl");
+    pub(super) const RECORD_UNIFORM: &str = include_str!("../../shaders/lib/record_uniform.wgsl");
     pub(super) const RECURRENT_STEP: &str = include_str!("../../shaders/recurrent_step.wgsl");
     pub(super) const RNN_STEP: &str = include_str!("../../shaders/rnn_step.wgsl");
     pub(super) const MEASURE: &str = include_str!("../../shaders/measure.wgsl");

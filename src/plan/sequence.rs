@@ -73,8 +73,8 @@ impl Planner<'_> {
         let bytes = bytes + reverse.len() as u64 * self.weight_bytes(l, kernel, hidden_size);
         let uniform = chunk.uniform_range(size_of::<Step>());
         // The records are a uniform for the first timestep and a storage buffer for all.
-        let (first, window) = (chunk.next_uniform(), chunk.window(run.len()));
-        let record_first = (u64::from(first) - window.offset_bytes) / F32;
+        let (record_offset_bytes, window) = (chunk.next_uniform(), chunk.window(run.len()));
+        let record_first = (u64::from(record_offset_bytes) - window.offset_bytes) / F32;
         let record_words = chunk.record_bytes / F32 as u32;
         for step in run {
             let record = Step { num_steps: run.len() as u32, record_first: record_first as u32, record_words, ..*step };
@@ -99,13 +99,6 @@ impl Planner<'_> {
         );
         let workgroups = [(batch_size as u32).div_ceil(id.rows), 1, reverse.len() as u32];
         let kernel = self.kernel(id);
-        chunk.submit.dispatches.push(Dispatch {
-            kernel,
-            bind_group,
-            record_offset_bytes: first,
-            workgroups,
-            flops,
-            bytes,
-        });
+        chunk.submit.dispatches.push(Dispatch { kernel, bind_group, record_offset_bytes, workgroups, flops, bytes });
     }
 }

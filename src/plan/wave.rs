@@ -138,7 +138,7 @@ impl Planner<'_> {
 
         for wave in 0..num_steps + num_layers - 1 {
             let under_way = (wave + 1).saturating_sub(num_steps)..num_layers.min(wave + 1);
-            let first = chunk.next_uniform();
+            let record_offset_bytes = chunk.next_uniform();
             let (mut rows, mut flops, mut bytes) = (0, 0, 0);
             let mut y = BufferRange { buffer: BufferId::Dummy, offset_bytes: 0, size_bytes: 256 };
             for i in under_way.clone() {
@@ -153,7 +153,7 @@ impl Planner<'_> {
                 let below = i.checked_sub(1).map(|_| &buffers[l - 1]);
                 let record = WaveStep {
                     step: Step {
-                        record_first: ((u64::from(first) - window.offset_bytes) / F32) as u32,
+                        record_first: ((u64::from(record_offset_bytes) - window.offset_bytes) / F32) as u32,
                         record_words: chunk.record_bytes / F32 as u32,
                         num_steps: 1,
                         ..step
@@ -199,7 +199,7 @@ impl Planner<'_> {
             chunk.submit.dispatches.push(Dispatch {
                 kernel,
                 bind_group,
-                record_offset_bytes: first,
+                record_offset_bytes,
                 workgroups,
                 flops,
                 bytes,

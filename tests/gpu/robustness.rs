@@ -255,7 +255,8 @@ fn profile(subject: &Subject) -> Result<(), Failed> {
     let adapter = subject.adapter()?;
     let can = subject.options.limits == wgpu_lstm::LimitsProfile::Adapter
         && adapter.features().contains(wgpu_lstm::wgpu::Features::IMMEDIATES)
-        && adapter.limits().max_immediate_size >= 128;
+        && adapter.limits().max_immediate_size >= 128
+        && adapter.get_info().backend != wgpu_lstm::wgpu::Backend::Gl;
     found.push(("immediates", u64::from(limits.max_immediate_size), if can { 128 } else { 0 }));
     match found.iter().find(|(_, found, expected)| found != expected) {
         None => Ok(()),
