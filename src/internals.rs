@@ -21,8 +21,8 @@ mod gpu_internals {
     pub use crate::schedule::Schedule;
 
     use crate::error::Result;
-    pub use crate::gpu::TripKind;
     use crate::gpu::{Job, Waiting};
+    pub use crate::gpu::{Rewrite, TripKind};
 
     /// Brings about a fault at the `n`-th point from now where it is possible.
     pub fn arm_fault(engine: &Engine, kind: TripKind, n: u32) {
@@ -47,6 +47,14 @@ mod gpu_internals {
     pub fn set_poison(engine: &Engine, value: Option<f32>) {
         if let Some(context) = engine.context() {
             context.set_poison(value);
+        }
+    }
+
+    /// Compiles kernels from now on as `rewrite` makes them; they may write to `reports`, a storage buffer at group 1, binding
+    /// 0. At most once, before the engine computes.
+    pub fn watch(engine: &Engine, rewrite: Rewrite, reports: &wgpu::Buffer) {
+        if let Some(context) = engine.context() {
+            context.watch(rewrite, reports);
         }
     }
 

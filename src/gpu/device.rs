@@ -26,6 +26,8 @@ const NEEDED_STORAGE_BUFFERS: u32 = 8;
 const NEEDED_WORKGROUP_BYTES: u32 = 16 << 10;
 /// WebGPU's default, which plans rely on.
 const NEEDED_WORKGROUPS: u32 = 65535;
+/// Kernels count in u32, the smallest elements have four bytes, and a tile may step past the last row before it is held back.
+const LARGEST_BINDING_BYTES: u64 = 4 << 30;
 /// The record of a timestep.
 const STEP_BYTES: u32 = size_of::<Step>() as u32;
 
@@ -158,7 +160,7 @@ impl Context {
             bail!(DeviceLimit, "the device is too small: {}", missing.join("; "));
         }
         let mut limits = PlanLimits {
-            binding_bytes: has.max_storage_buffer_binding_size,
+            binding_bytes: has.max_storage_buffer_binding_size.min(LARGEST_BINDING_BYTES),
             buffer_bytes: has.max_buffer_size,
             workgroups: has.max_compute_workgroups_per_dimension,
             uniform_alignment: has.min_uniform_buffer_offset_alignment,

@@ -20,6 +20,7 @@ mod slots;
 mod timestamps;
 mod trip;
 mod wait;
+mod watch;
 
 pub(crate) use adapters::{Listed, list, report};
 pub(crate) use device::{Context, required_features, required_limits};
@@ -35,3 +36,4 @@ pub(crate) use self_test::run as self_test;
 pub(crate) use slots::{GpuSlots, Sequences};
 pub use trip::TripKind;
 pub(crate) use wait::Waiting;
+pub use watch::Rewrite;

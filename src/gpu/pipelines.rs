@@ -1,29 +1,46 @@
 //! Pipelines: one per kernel variant, compiled when a plan first needs it and kept for the device's life.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::device::Context;
+use super::watch::{Rewrite, Watch};
 use crate::error::Result;
 use crate::kernels::params::Step;
 use crate::kernels::{BindingKind, Kernel, KernelId};
 
 /// The layouts of every kernel and the pipelines made so far.
 pub(crate) struct Pipelines {
-    layouts: HashMap<Kernel, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    layouts: Layouts,
     made: Mutex<HashMap<KernelId, wgpu::ComputePipeline>>,
+    /// Set by a test, if at all.
+    watch: OnceLock<Watch>,
+}
+
+pub(super) type Layouts = HashMap<Kernel, KernelLayout>;
+
+/// How a kernel is bound.
+pub(super) struct KernelLayout {
+    pub(super) group: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
+    pub(super) immediate_bytes: u32,
 }
 
 impl Pipelines {
     /// With `immediates`, the kernels of one timestep have them in place of binding 0.
     pub(crate) fn new(device: &wgpu::Device, immediates: bool) -> Self {
-        let of = |kernel: Kernel| (kernel, layouts(device, kernel, immediates && kernel.takes_immediates()));
+        let of = |kernel: Kernel| (kernel, layout(device, kernel, immediates && kernel.takes_immediates()));
         let layouts = Kernel::ALL.into_iter().map(of).collect();
-        Self { layouts, made: Mutex::new(HashMap::new()) }
+        Self { layouts, made: Mutex::new(HashMap::new()), watch: OnceLock::new() }
     }
 
     pub(crate) fn bind_group_layout(&self, kernel: Kernel) -> &wgpu::BindGroupLayout {
-        &self.layouts[&kernel].0
+        &self.layouts[&kernel].group
+    }
+
+    /// Group 1 of the kernels of a plan, if they have one.
+    pub(super) fn watch_group(&self) -> Option<&wgpu::BindGroup> {
+        self.watch.get().map(|watch| &watch.group)
     }
 
     /// The pipeline of `id`, if it was made.
@@ -43,6 +60,11 @@ impl Pipelines {
 }
 
 impl Context {
+    /// From now on, kernels that were not compiled yet are `rewrite`'s, and may write to `reports`; for tests.
+    pub(crate) fn watch(&self, rewrite: Rewrite, reports: &wgpu::Buffer) {
+        self.pipelines.watch.get_or_init(|| Watch::new(&self.device, &self.pipelines.layouts, rewrite, reports));
+    }
+
     /// The pipeline of `id`, compiled if need be. Two threads may both compile it; one result is kept.
     pub(crate) async fn pipeline(&self, id: KernelId) -> Result<wgpu::ComputePipeline> {
         if let Some(pipeline) = self.pipelines.get(id) {
@@ -65,13 +87,17 @@ impl Context {
         let label = id.label();
         let immediates = self.limits.immediates && id.kernel.takes_immediates();
         let source = if immediates { id.source_with_immediates() } else { id.source() };
+        let (source, layout) = match self.pipelines.watch.get() {
+            Some(watch) => ((watch.rewrite)(id, source), &watch.layouts[&id.kernel]),
+            None => (source, &self.pipelines.layouts[&id.kernel].pipeline),
+        };
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
         let module =
             if self.limits.wide { self.trusted(descriptor) } else { self.device.create_shader_module(descriptor) };
         self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&label),
-            layout: Some(&self.pipelines.layouts[&id.kernel].1),
+            layout: Some(layout),
             module: &module,
             entry_point: Some(id.kernel.entry_point()),
             compilation_options: wgpu::PipelineCompilationOptions {
@@ -83,17 +109,18 @@ impl Context {
         })
     }
 
-    /// A module whose loops and divisions are not guarded. Reads and writes stay checked where the driver
-    /// does not check them.
+    /// A module whose loops, divisions, reads and writes are not guarded.
     fn trusted(&self, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
         let checks = wgpu::ShaderRuntimeChecks {
+            bounds_checks: false,
             force_loop_bounding: false,
             int_div_checks: false,
             ..wgpu::ShaderRuntimeChecks::checked()
         };
         // SAFETY: every loop of a kernel counts up to a number that was fixed before it, or halves down to 0; steps are too
         // small and rows too few for a counter to wrap. Every divisor of an integer is a constant above 0, which a test sees
-        // to, but for `measure`'s number of values, which the host sets.
+        // to, but for `measure`'s number of values, which the host sets. Every index follows from the plan and tables of the host,
+        // never from values of tensors, and ends before the bound range does: `tests/gpu/indices.rs` counts those that do not.
         #[allow(unsafe_code, reason = "the only way to leave checks out that no kernel needs")]
         unsafe {
             self.device.create_shader_module_trusted(descriptor, checks)
@@ -101,7 +128,7 @@ impl Context {
     }
 }
 
-fn layouts(device: &wgpu::Device, kernel: Kernel, immediates: bool) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+fn layout(device: &wgpu::Device, kernel: Kernel, immediates: bool) -> KernelLayout {
     let label = format!("lstm.{}", kernel.name());
     let entries: Vec<_> = kernel
         .bindings()
@@ -129,10 +156,20 @@ fn layouts(device: &wgpu::Device, kernel: Kernel, immediates: bool) -> (wgpu::Bi
         .collect();
     let group =
         device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
-    let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: Some(&label),
-        bind_group_layouts: &[Some(&group)],
-        immediate_size: if immediates { size_of::<Step>() as u32 } else { 0 },
-    });
-    (group, pipeline)
+    let immediate_bytes = if immediates { size_of::<Step>() as u32 } else { 0 };
+    let pipeline = pipeline_layout(device, kernel, &[Some(&group)], immediate_bytes);
+    KernelLayout { group, pipeline, immediate_bytes }
+}
+
+pub(super) fn pipeline_layout(
+    device: &wgpu::Device,
+    kernel: Kernel,
+    groups: &[Option<&wgpu::BindGroupLayout>],
+    immediate_bytes: u32,
+) -> wgpu::PipelineLayout {
+    device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(&format!("lstm.{}", kernel.name())),
+        bind_group_layouts: groups,
+        immediate_size: immediate_bytes,
+    })
 }

@@ -305,6 +305,9 @@ impl<'a> Resources<'a> {
             label: Some("lstm.run"),
             timestamp_writes: timestamps.map(Timestamps::writes),
         });
+        if let Some(group) = self.model.context.pipelines.watch_group() {
+            pass.set_bind_group(1, group, &[]);
+        }
         let mut current = None;
         for dispatch in &submit.dispatches {
             if current != Some(dispatch.kernel) {

@@ -10,6 +10,7 @@ mod bits;
 mod conformance;
 mod device_rows;
 mod fixture;
+mod indices;
 mod many;
 mod onnx;
 mod parity;
@@ -30,6 +31,10 @@ struct Subject {
     label: String,
     options: EngineOptions,
     engine: OnceLock<Result<Engine, String>>,
+    /// Whether plans are for many lanes.
+    many_lanes: bool,
+    /// Whether engines count indices past the ends of arrays.
+    watch: Option<indices::Watch>,
 }
 
 impl Subject {
@@ -47,11 +52,21 @@ impl Subject {
             label: format!("gpu{}_{name}{suffix}", report.index),
             options: EngineOptions::on(DeviceChoice::GpuIndex(report.index)).limits(limits).tuning(tuning),
             engine: OnceLock::new(),
+            many_lanes: tuning == Tuning::ManyLanes || (tuning == Tuning::Adapter && !report.is_software),
+            watch: None,
         })
     }
 
+    /// The same adapter with engines that count indices.
+    fn watched(&self) -> Self {
+        let (label, options) = (format!("{}, watched", self.label), self.options.clone());
+        let (many_lanes, watch) = (self.many_lanes, Some(indices::Watch::default()));
+        Self { label, options, engine: OnceLock::new(), many_lanes, watch }
+    }
+
     fn engine(&self) -> Result<Engine, Failed> {
-        let opened = self.engine.get_or_init(|| Engine::open_blocking(self.options.clone()).map_err(|e| e.to_string()));
+        let open = || self.open(|options| options).map_err(|e| e.message().unwrap_or("failed").to_owned());
+        let opened = self.engine.get_or_init(open);
         opened.clone().map_err(Failed::from)
     }
 
@@ -63,7 +78,11 @@ impl Subject {
 
     /// A new engine on the same adapter with other options.
     fn open(&self, change: impl FnOnce(EngineOptions) -> EngineOptions) -> Result<Engine, Failed> {
-        Ok(Engine::open_blocking(change(self.options.clone()))?)
+        let options = change(self.options.clone());
+        match &self.watch {
+            Some(watch) => watch.open(&self.adapter()?, options),
+            None => Ok(Engine::open_blocking(options)?),
+        }
     }
 }
 
@@ -88,6 +107,7 @@ fn main() {
         device_rows::TESTS,
         stream::TESTS,
         any_size::TESTS,
+        indices::TESTS,
         many::TESTS,
         trouble::TESTS,
         robustness::TESTS,
@@ -98,7 +118,8 @@ fn main() {
     ]
     .concat();
     for subject in &subjects {
-        for (name, test) in &tests {
+        let own = if subject.many_lanes { indices::MANY_LANES_TESTS } else { &[] };
+        for (name, test) in tests.iter().chain(own) {
             let (subject, test) = (subject.clone(), *test);
             trials.push(Trial::test(format!("{}::{name}", subject.label), move || test(&subject)));
         }

@@ -10,6 +10,7 @@ use wgpu_lstm::internals::params::{
 use wgpu_lstm::internals::{Binding, BindingKind, CellCode, Kernel, KernelId, NONE, SEGMENT, SEQUENCE_UNITS};
 
 use crate::snapshot;
+use crate::support::indices::{End, checked};
 
 fn parse(id: KernelId) -> Module {
     let source = id.source();
@@ -155,6 +156,77 @@ fn no_kernel_divides_an_integer_by_what_could_be_zero() {
         }
     }
     assert!(divisions > 100, "{divisions} divisions were found");
+}
+
+/// What the tests on adapters count (`tests/gpu/indices.rs`) are all indices that can be out of range.
+#[test]
+fn every_index_is_counted_when_indices_are() {
+    use naga::{BinaryOperator, Expression, Literal};
+    let (mut counted, mut components) = (0, 0);
+    for id in KernelId::all() {
+        let mut sources = vec![id.source()];
+        if id.kernel.takes_immediates() {
+            sources.push(id.source_with_immediates());
+        }
+        for source in sources {
+            let source = checked(&source, End::Own);
+            let module = naga::front::wgsl::parse_str(&source)
+                .unwrap_or_else(|e| panic!("{}: {}", id.name(), e.emit_to_string(&source)));
+            let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{}: {}", id.name(), e.emit_to_string(&source)));
+            let (check, _) =
+                module.functions.iter().find(|(_, f)| f.name.as_deref() == Some("in_range")).expect("it was added");
+            let functions = module
+                .functions
+                .iter()
+                .map(|(handle, f)| (f, &info[handle]))
+                .filter(|(f, _)| f.name.as_deref() != Some("in_range"));
+            let entry_points =
+                module.entry_points.iter().enumerate().map(|(i, e)| (&e.function, info.get_entry_point(i)));
+            for (function, info) in functions.chain(entry_points) {
+                for (_, expression) in function.expressions.iter() {
+                    let (base, index) = match *expression {
+                        Expression::Access { base, index } => (base, Some(index)),
+                        Expression::AccessIndex { base, .. } => (base, None),
+                        _ => continue,
+                    };
+                    let mut ty = info[base].ty.inner_with(&module.types);
+                    if let TypeInner::Pointer { base, .. } = ty {
+                        ty = &module.types[*base].inner;
+                    }
+                    let is_checked = index.is_some_and(
+                        |i| matches!(function.expressions[i], Expression::CallResult(function) if function == check),
+                    );
+                    match ty {
+                        TypeInner::Array { size: naga::ArraySize::Dynamic, .. } => {
+                            assert!(is_checked, "{}: an index of a storage buffer", id.name());
+                            counted += 1;
+                        }
+                        // naga checks literals itself.
+                        TypeInner::Array { .. } => {
+                            assert!(is_checked || index.is_none(), "{}: an index of an array", id.name());
+                            counted += usize::from(is_checked);
+                        }
+                        TypeInner::Struct { .. } => {}
+                        // Components of a vector: by a name, or modulo 4.
+                        _ => {
+                            let Some(index) = index else { continue };
+                            let Expression::Binary { op: BinaryOperator::Modulo, right, .. } =
+                                function.expressions[index]
+                            else {
+                                panic!("{}: an index of {ty:?}", id.name());
+                            };
+                            let four = &function.expressions[right];
+                            assert!(matches!(four, Expression::Literal(Literal::U32(4))), "{}: {four:?}", id.name());
+                            components += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(counted > 1000 && components > 10, "{counted} indices and {components} components were found");
 }
 
 #[test]

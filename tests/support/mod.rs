@@ -13,4 +13,6 @@ pub mod goldens;
 #[cfg(all(feature = "onnx", feature = "safetensors"))]
 pub mod onnx;
 pub mod icu4x;
+#[cfg(feature = "gpu")]
+pub mod indices;
 pub mod tolerance;
