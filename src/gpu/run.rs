@@ -72,19 +72,20 @@ impl GpuLstm {
         let scratch = context.acquire_now(&wanted(&plan))?;
         let resources = Resources { model: self, plan: &plan, job, scratch: &scratch };
         let _span = span!("lstm.record", rows = plan.schedule.num_rows(), submits = plan.submits.len()).entered();
-        context.guarded_now("recording", || {
+        let recorded = context.guarded_now("recording", || {
             let bind_groups = resources.bind_groups();
             for submit in &plan.submits {
                 debug_assert!(submit.reads.is_empty(), "what is recorded stays on the device");
                 resources.encode(submit, &pipelines, &bind_groups, encoder, None);
             }
-        })?;
-        // The scratch is in use until the commands are done, or dropped without a submit: then the callback is dropped.
+        });
+        // The scratch is in use until the commands are done, or dropped without a submit: then the callback is dropped. After an
+        // error too, since the encoder may be submitted all the same.
         #[cfg(not(target_family = "wasm"))]
         encoder.on_submitted_work_done(move || drop(scratch));
         #[cfg(target_family = "wasm")]
         scratch.into_iter().for_each(Scratch::forget);
-        Ok(())
+        recorded
     }
 }
 

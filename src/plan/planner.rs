@@ -246,17 +246,15 @@ impl<'a> Planner<'a> {
 
     fn allocate(&mut self, label: String, size_bytes: u64, uniform: bool) -> Result<BufferId> {
         let size_bytes = size_bytes.next_multiple_of(VEC4).max(VEC4);
-        let limit = if uniform {
-            self.request.limits.buffer_bytes
-        } else {
-            self.request.limits.buffer_bytes.min(self.request.limits.binding_bytes)
+        let limits = &self.request.limits;
+        let (other, name) = match uniform {
+            // Dynamic offsets are u32.
+            true => (u64::from(u32::MAX), "the largest dynamic offset"),
+            false => (limits.binding_bytes, "max_storage_buffer_binding_size"),
         };
+        let (limit, name) =
+            if limits.buffer_bytes <= other { (limits.buffer_bytes, "max_buffer_size") } else { (other, name) };
         if size_bytes > limit {
-            let name = if limit == self.request.limits.buffer_bytes {
-                "max_buffer_size"
-            } else {
-                "max_storage_buffer_binding_size"
-            };
             bail!(
                 DeviceLimit,
                 "{name}: {label} needs {size_bytes} bytes for batch_size {}, {} steps; the device has {limit}",
@@ -498,7 +496,7 @@ impl<'a> Planner<'a> {
         let num_steps = self.schedule.num_steps().min(MAX_STEPS_PER_CHUNK);
         // One record per dispatch: of a step, of an input projection. Immediates need no room.
         let of_steps = |l: usize| {
-            let many = is_stack || tiles::takes_sequence(&self.layouts[l], &limits, self.request.tiles);
+            let many = is_stack || self.takes_sequence(l);
             let kernels = self.layer_kernels[l].step.iter().filter(|(k, _)| many || !self.takes_immediates(*k));
             let batch = self.schedule.active(0);
             let of_input = |kernel: Kernel| if self.narrow[l] { kernel.narrow().unwrap_or(kernel) } else { kernel };

@@ -15,7 +15,10 @@ struct RunWork {
 impl Planner<'_> {
     /// Whether layer `l` runs many timesteps in a dispatch; the same for all its chunks.
     pub(super) fn takes_sequence(&self, l: usize) -> bool {
-        tiles::takes_sequence(&self.layouts[l], &self.request.limits, self.request.tiles)
+        let limits = &self.request.limits;
+        // A dispatch reaches fewer sequences than a step's.
+        let workgroups = self.schedule.batch_size().div_ceil(tiles::SEQUENCE_ROWS as usize);
+        workgroups <= limits.workgroups as usize && tiles::takes_sequence(&self.layouts[l], limits, self.request.tiles)
     }
 
     /// The timesteps of a chunk in as few dispatches as the places of the output and the length of a dispatch allow.

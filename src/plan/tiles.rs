@@ -111,6 +111,9 @@ pub fn steps_within_loops(layout: &LayerLayout, limits: &PlanLimits) -> usize {
     limits.loop_trips.map_or(usize::MAX, |limit| (limit as usize).saturating_sub(AROUND) / of_step)
 }
 
+/// Sequences of a workgroup of [`Kernel::Sequence`], unless there are one or two.
+pub const SEQUENCE_ROWS: u32 = ROW_TILES[1];
+
 fn sequence_lanes(stride: usize) -> u32 {
     if stride <= SEQUENCE_LANES[0] as usize { SEQUENCE_LANES[0] } else { SEQUENCE_LANES[1] }
 }
@@ -120,7 +123,7 @@ pub fn sequence(kernel: Kernel, cell: CellCode, sequences: usize, stride: usize,
     KernelId {
         kernel,
         cell,
-        rows: if sequences <= 2 { ROW_TILES[0] } else { ROW_TILES[1] },
+        rows: if sequences <= 2 { ROW_TILES[0] } else { SEQUENCE_ROWS },
         lanes: sequence_lanes(stride),
         slices: 1,
         halves: limits.halves,

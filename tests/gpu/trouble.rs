@@ -16,6 +16,7 @@ use crate::{Subject, Test, is_full};
 pub const TESTS: &[(&str, Test)] = &[
     ("a_device_lost_at_any_point_is_an_error_and_streams_go_on_elsewhere", lost_anywhere),
     ("memory_that_runs_out_at_any_point_is_an_error_and_the_engine_goes_on", out_of_memory_anywhere),
+    ("a_recording_that_failed_keeps_its_buffers_with_the_encoder", failed_recording),
     ("an_engine_leaves_nothing_behind", nothing_left),
     ("sixteen_threads_share_an_engine", sixteen_threads),
     ("counters_count_what_was_done", counters),
@@ -170,6 +171,31 @@ fn out_of_memory_anywhere(subject: &Subject) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// The encoder may hold commands of the recording, and its owner may submit them.
+fn failed_recording(subject: &Subject) -> Result<(), Failed> {
+    let engine = subject.open(|o| o)?;
+    let case = case()?;
+    let lstm = engine.load_blocking(&case.weights)?;
+    let batch = on_device(&engine, &case)?;
+    read(&engine, &lstm.submit(&batch)?)?;
+    let (device, _) = engine.device_and_queue().ok_or("not on a GPU")?;
+    let mut kept = 0;
+    for n in 0..MANY {
+        let mut encoder = device.create_command_encoder(&Default::default());
+        arm_fault(&engine, TripKind::OutOfMemory, n);
+        let failed = lstm.record(&mut encoder, &batch).is_err();
+        if disarm_fault(&engine) {
+            break;
+        }
+        kept += u32::from(failed && engine.counters().in_use_bytes > 0);
+        drop(encoder);
+        if engine.counters().in_use_bytes != 0 {
+            return Err(format!("point {n}: buffers are in use without an encoder").into());
+        }
+    }
+    if kept == 0 { Err("no recording failed after it had its buffers".into()) } else { Ok(()) }
 }
 
 fn nothing_left(subject: &Subject) -> Result<(), Failed> {

@@ -169,7 +169,7 @@ fn every_index_is_counted_when_indices_are() {
             sources.push(id.source_with_immediates());
         }
         for source in sources {
-            let source = checked(&source, End::Own);
+            let source = checked(id, &source, End::Own);
             let module = naga::front::wgsl::parse_str(&source)
                 .unwrap_or_else(|e| panic!("{}: {}", id.name(), e.emit_to_string(&source)));
             let info = Validator::new(ValidationFlags::all(), Capabilities::all())

@@ -79,6 +79,31 @@ fn a_batch_that_does_not_fit_names_the_limit() {
 }
 
 #[test]
+fn records_end_where_dynamic_offsets_do() {
+    let spec = LstmSpec::stack(40, 64, 1).build().unwrap();
+    // 300 records of 16 MiB.
+    let large = PlanLimits { buffer_bytes: 1 << 40, budget_bytes: 1 << 40, uniform_alignment: 16 << 20, ..DEFAULTS };
+    let error = Plan::new(&request(&spec, &[300], large)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeviceLimit);
+    assert!(error.to_string().contains("the largest dynamic offset: uniforms needs"), "{error}");
+}
+
+#[test]
+fn no_dispatch_has_more_workgroups_than_the_device_allows() {
+    let limits = PlanLimits { wide: true, budget_bytes: 1 << 34, ..DEFAULTS };
+    for (layers, batch, is_sequence) in [(1, 4 * 65535, true), (1, 4 * 65535 + 1, false), (2, 4 * 65535 + 1, false)] {
+        let spec = LstmSpec::stack(4, 8, layers).build().unwrap();
+        let lengths = vec![1; batch];
+        let plan = Plan::new(&request(&spec, &lengths, limits)).unwrap();
+        for dispatch in plan.submits.iter().flat_map(|s| &s.dispatches) {
+            assert!(dispatch.workgroups.iter().all(|&n| n <= 65535), "{batch}: {dispatch:?}");
+        }
+        let sequences = plan.kernels.iter().filter(|id| id.kernel.is_sequence()).count();
+        assert_eq!(sequences > 0, is_sequence, "{layers} layers, batch {batch}");
+    }
+}
+
+#[test]
 fn steps_in_several_dispatches_have_room_for_their_records() {
     // The step's own sum fits a dispatch with 128 columns, with a narrow input only with 64.
     let spec = LstmSpec::stack(32, 128, 1).build().unwrap();

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use wgpu_lstm::internals::KernelId;
+use wgpu_lstm::internals::{Kernel, KernelId};
 
 /// What counts as the end of an array.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,11 +27,27 @@ pub fn array_names() -> &'static [String] {
     })
 }
 
-/// The source with counted indices.
-pub fn checked(source: &str, end: End) -> String {
+/// Tiles of kernels that sum: rows and slices.
+pub const TILES: [(u32, u32); 7] = [(1, 1), (4, 1), (8, 1), (1, 8), (4, 8), (1, 16), (4, 16)];
+
+/// Numbers in `reports`: of every array, and of every tile of every kernel.
+pub fn num_reports() -> usize {
+    array_names().len() + Kernel::ALL.len() * TILES.len()
+}
+
+/// Where a kernel with its tile reports that it ran: when it uses the first element of an array.
+pub fn ran_at(kernel: Kernel, tile: (u32, u32)) -> usize {
+    let place = Kernel::ALL.iter().position(|k| *k == kernel).expect("one of all");
+    let tile = TILES.iter().position(|t| *t == tile).expect("a tile of plans");
+    array_names().len() + place * TILES.len() + tile
+}
+
+/// The source of a kernel with counted indices.
+pub fn checked(id: KernelId, source: &str, end: End) -> String {
     let source = without_comments(source);
     let lengths = lengths(&source);
     let counted = rewritten(&source, &lengths, end);
+    let ran = ran_at(id.kernel, (id.rows, id.slices));
     format!(
         "{counted}
 @group(1) @binding(0) var<storage, read_write> reports: array<atomic<u32>>;
@@ -39,6 +55,9 @@ pub fn checked(source: &str, end: End) -> String {
 fn in_range(index: u32, length: u32, number: u32) -> u32 {{
     if index >= length {{
         atomicAdd(&reports[number], 1u);
+    }}
+    if index == 0u {{
+        atomicStore(&reports[{ran}u], 1u);
     }}
     return index;
 }}
