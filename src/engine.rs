@@ -223,7 +223,7 @@ impl Engine {
             return Counters {
                 pipelines: context.pipelines.len() as u64,
                 in_use_bytes: context.in_use_bytes(),
-                idle_bytes: context.pooled_bytes(),
+                idle_bytes: context.idle_bytes(),
                 ..counters
             };
         }

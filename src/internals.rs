@@ -86,7 +86,12 @@ mod gpu_internals {
 
     /// Bytes of idle scratch buffers.
     pub fn pooled_bytes(engine: &Engine) -> u64 {
-        engine.context().map_or(0, |c| c.pooled_bytes())
+        engine.context().map_or(0, |c| c.idle_bytes())
+    }
+
+    /// Bytes of those that models and streams keep for a run like their last.
+    pub fn kept_bytes(engine: &Engine) -> u64 {
+        engine.context().map_or(0, |c| c.kept_bytes())
     }
 
     /// How long the self-test takes once its pipeline is compiled. `None` if the engine is not on a GPU.

@@ -48,6 +48,8 @@ pub(crate) struct Context {
     /// Whether submits are timed by the device's clock.
     pub(crate) timestamps: AtomicBool,
     in_use_bytes: AtomicU64,
+    /// Of scratch buffers that models and streams keep for their next run.
+    kept_bytes: AtomicU64,
     pool: Mutex<Pool>,
     /// Bits of the f32 that scratch is filled with before each run; 0 for none. Set by tests.
     poison: AtomicU32,
@@ -198,6 +200,7 @@ impl Context {
                 options.timestamps && device.features().contains(wgpu::Features::TIMESTAMP_QUERY),
             ),
             in_use_bytes: AtomicU64::new(0),
+            kept_bytes: AtomicU64::new(0),
             pool: Mutex::new(Pool {
                 free: HashMap::new(),
                 bytes: 0,
@@ -309,11 +312,17 @@ impl Context {
         Ok(self.adopt(buffers))
     }
 
+    /// Buffers of at least the wanted sizes, for what is [`guarded`](Self::guarded) as a whole.
+    pub(super) fn take(self: &Arc<Self>, wanted: &[Wanted]) -> Vec<Scratch> {
+        self.adopt(wanted.iter().map(|w| self.take_or_create(w)).collect())
+    }
+
     /// Only buffers that exist come under the care that returns them to the pool.
     fn adopt(self: &Arc<Self>, buffers: Vec<wgpu::Buffer>) -> Vec<Scratch> {
         let bytes: u64 = buffers.iter().map(wgpu::Buffer::size).sum();
         self.in_use_bytes.fetch_add(bytes, Ordering::Relaxed);
-        buffers.into_iter().map(|buffer| Scratch { context: Arc::downgrade(self), buffer: Some(buffer) }).collect()
+        let scratch = |buffer| Scratch { context: Arc::downgrade(self), buffer: Some(buffer), is_kept: false };
+        buffers.into_iter().map(scratch).collect()
     }
 
     fn lock_pool(&self) -> MutexGuard<'_, Pool> {
@@ -324,12 +333,16 @@ impl Context {
         let size = size_class(wanted.size_bytes).min(self.limits.buffer_bytes).max(wanted.size_bytes);
         let pooled = self.lock_pool().take(size, wanted.usage);
         let buffer = pooled.unwrap_or_else(|| new_buffer(&self.device, &wanted.label, size, wanted.usage));
-        let poison = self.poison.load(Ordering::Relaxed);
-        if poison != 0 && wanted.usage.contains(wgpu::BufferUsages::STORAGE) {
-            let words = vec![poison; (size / 4) as usize];
-            self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
-        }
+        self.poison(&buffer);
         buffer
+    }
+
+    fn poison(&self, buffer: &wgpu::Buffer) {
+        let poison = self.poison.load(Ordering::Relaxed);
+        if poison != 0 && buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            let words = vec![poison; (buffer.size() / 4) as usize];
+            self.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&words));
+        }
     }
 
     /// Fills scratch buffers with `value` before each run; for tests, which must not see it.
@@ -342,9 +355,14 @@ impl Context {
         self.in_use_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of idle scratch buffers.
-    pub(crate) fn pooled_bytes(&self) -> u64 {
-        self.lock_pool().bytes
+    /// Bytes of idle scratch buffers, in the pool or kept.
+    pub(crate) fn idle_bytes(&self) -> u64 {
+        self.lock_pool().bytes + self.kept_bytes()
+    }
+
+    /// Bytes of scratch buffers that models and streams keep for a run like their last.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.kept_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -408,6 +426,8 @@ fn size_class(size_bytes: u64) -> u64 {
 pub(crate) struct Scratch {
     context: Weak<Context>,
     buffer: Option<wgpu::Buffer>,
+    /// Idle, for a run like the last.
+    is_kept: bool,
 }
 
 impl Scratch {
@@ -416,18 +436,44 @@ impl Scratch {
     }
 
     /// Lets go of the buffer without the pool; wgpu keeps it while commands use it.
-    #[cfg_attr(not(target_family = "wasm"), allow(dead_code, reason = "where callbacks may own it, they return it"))]
     pub(crate) fn forget(mut self) {
         if let (Some(buffer), Some(context)) = (self.buffer.take(), self.context.upgrade()) {
-            context.in_use_bytes.fetch_sub(buffer.size(), Ordering::Relaxed);
+            self.count(&context).fetch_sub(buffer.size(), Ordering::Relaxed);
         }
+    }
+
+    /// From now on it is idle, and kept.
+    pub(super) fn rest(&mut self) {
+        self.turn(true);
+    }
+
+    /// From now on it is in use again.
+    pub(super) fn resume(&mut self) {
+        self.turn(false);
+        if let Some(context) = self.context.upgrade() {
+            context.poison(self.buffer());
+        }
+    }
+
+    fn turn(&mut self, is_kept: bool) {
+        if let Some(context) = self.context.upgrade() {
+            let size = self.buffer().size();
+            self.count(&context).fetch_sub(size, Ordering::Relaxed);
+            self.is_kept = is_kept;
+            self.count(&context).fetch_add(size, Ordering::Relaxed);
+        }
+    }
+
+    /// Where its bytes are counted.
+    fn count<'a>(&self, context: &'a Context) -> &'a AtomicU64 {
+        if self.is_kept { &context.kept_bytes } else { &context.in_use_bytes }
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let (Some(buffer), Some(context)) = (self.buffer.take(), self.context.upgrade()) {
-            context.in_use_bytes.fetch_sub(buffer.size(), Ordering::Relaxed);
+            self.count(&context).fetch_sub(buffer.size(), Ordering::Relaxed);
             if !context.faults.is_lost() {
                 context.lock_pool().put(buffer);
             }
@@ -453,10 +499,14 @@ impl Pool {
         self.bytes = 0;
     }
 
-    /// Keeps the buffer; when the pool would outgrow the budget, everything in it is freed first.
+    /// Keeps the buffer; when the pool would outgrow the budget, everything in it is freed first. Buffers that results were
+    /// read from are not worth that.
     fn put(&mut self, buffer: wgpu::Buffer) {
         let size = buffer.size();
         if self.bytes + size > self.capacity {
+            if buffer.usage().contains(wgpu::BufferUsages::MAP_READ) {
+                return;
+            }
             self.clear();
         }
         if size <= self.capacity {

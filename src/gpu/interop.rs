@@ -291,7 +291,7 @@ impl Context {
                 let mut encoder = self.device.create_command_encoder(&Default::default());
                 encoder.copy_buffer_to_buffer(&tensor.buffer, tensor.offset_bytes, &staging, 0, tensor.size_bytes());
                 let index = self.queue.submit([encoder.finish()]);
-                let signal = map(std::slice::from_ref(&staging));
+                let signal = map([&staging]);
                 (staging, index, signal)
             })
             .await?;

@@ -12,7 +12,7 @@ use crate::spec::{LayerSpec, LstmSpec};
 use crate::trace::span;
 
 /// A buffer of the caller, from `offset_bytes` on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CallerRange {
     pub(crate) buffer: wgpu::Buffer,
     pub(crate) offset_bytes: u64,
@@ -27,7 +27,7 @@ impl CallerRange {
 }
 
 /// The buffers of the caller that a plan names.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct CallerBuffers([Option<CallerRange>; Caller::ALL.len()]);
 
 impl CallerBuffers {
@@ -166,6 +166,11 @@ impl GpuLstm {
     /// The plan of a job that has a valid row.
     pub(crate) fn plan(&self, job: &Job<'_>, recorded: bool) -> Result<Plan> {
         let _span = span!("lstm.plan", batch_size = job.lengths.len(), recorded = recorded).entered();
+        Plan::new(&self.request(job, recorded))
+    }
+
+    /// What is to be planned for a job.
+    pub(super) fn request<'a>(&'a self, job: &'a Job<'_>, recorded: bool) -> PlanRequest<'a> {
         let mut limits = self.context.limits;
         limits.budget_bytes = job.budget_bytes.unwrap_or(limits.budget_bytes);
         let alignment = self.context.storage_alignment;
@@ -173,7 +178,7 @@ impl GpuLstm {
             let range: Option<&CallerRange> = job.callers.get(caller);
             range.map_or(0, |r| ((r.offset_bytes - r.binding_offset(alignment)) / 4) as u32)
         };
-        Plan::new(&PlanRequest {
+        PlanRequest {
             spec: &self.spec,
             lengths: &job.lengths,
             array_rows: job.array_rows,
@@ -188,6 +193,6 @@ impl GpuLstm {
             limits,
             tiles: job.tiles,
             advises: job.advises,
-        })
+        }
     }
 }

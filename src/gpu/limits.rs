@@ -166,7 +166,7 @@ impl<'a> Bench<'a> {
             }
             encoder.copy_buffer_to_buffer(values, 0, staging, 0, 4);
             let index = context.queue.submit([encoder.finish()]);
-            (index, map(std::slice::from_ref(staging)))
+            (index, map([staging]))
         })?;
         pollster::block_on(signal.finish(&context.waiter, &index, Waiting::Blocking))?;
         staging.unmap();

@@ -9,6 +9,7 @@ mod faults;
 mod device;
 mod interop;
 mod job;
+mod kept;
 #[cfg(not(target_family = "wasm"))]
 mod limits;
 mod model;

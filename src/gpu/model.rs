@@ -6,6 +6,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::device::{Context, new_buffer};
+use super::kept::Kept;
 use crate::error::{Result, bail};
 use crate::kernels::{COLUMN, Kernel, KernelId, ModelPart, padded};
 use crate::pack::{PackedLayer, pack_layer};
@@ -21,6 +22,8 @@ pub(crate) struct GpuLstm {
     buffers: Vec<[Vec<wgpu::Buffer>; 7]>,
     /// By first layer: the matrices and the biases of a stack once more, for layers that run side by side.
     stacks: BTreeMap<usize, [wgpu::Buffer; 2]>,
+    /// Of the last batch.
+    pub(super) kept: Kept,
 }
 
 impl GpuLstm {
@@ -87,7 +90,7 @@ impl GpuLstm {
         for id in kernels(&spec, &context.limits) {
             context.pipeline(id).await?;
         }
-        Ok(Self { context: context.clone(), spec, buffers, stacks: stack_buffers })
+        Ok(Self { context: context.clone(), spec, buffers, stacks: stack_buffers, kept: Kept::default() })
     }
 
     /// Bytes of working buffers of one run.

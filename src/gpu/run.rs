@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
 
-use super::device::{Scratch, Wanted, new_buffer};
+use super::device::{Scratch, Wanted};
 use super::job::{CallerRange, Job, SlotsOf};
+use super::kept::{Asked, Kept, Prepared};
 use super::model::GpuLstm;
 use super::timestamps::{self, Timestamps};
 use super::wait::{Signal, Waiting, map};
@@ -28,13 +29,19 @@ const MAX_IN_FLIGHT: usize = 2;
 struct InFlight {
     submit: usize,
     index: wgpu::SubmissionIndex,
-    /// The mappings of `staging`.
+    /// The mappings of `staging` and `times`.
     signal: Signal,
-    staging: Vec<wgpu::Buffer>,
-    /// Whether the last of `staging` holds the timestamps.
-    is_timed: bool,
+    staging: Vec<Scratch>,
+    times: Option<wgpu::Buffer>,
     #[cfg(not(target_family = "wasm"))]
     begun: Instant,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // What is left was not read to its end: it is mapped, about to be, or lost.
+        self.staging.drain(..).for_each(Scratch::forget);
+    }
 }
 
 impl GpuLstm {
@@ -45,7 +52,22 @@ impl GpuLstm {
         waiting: Waiting,
         progress: &(dyn Fn(f64) + Sync),
     ) -> Result<BatchOutput> {
-        let mut run = Run::start(self, job).await?;
+        self.run_keeping(job, &self.kept, waiting, progress).await
+    }
+
+    /// [`run`](Self::run) with what the last job like it has `kept`.
+    pub(super) async fn run_keeping(
+        &self,
+        job: Job<'_>,
+        kept: &Kept,
+        waiting: Waiting,
+        progress: &(dyn Fn(f64) + Sync),
+    ) -> Result<BatchOutput> {
+        let asked = Asked::new(&self.request(&job, false), &job.callers);
+        let mut run = match kept.take(&asked) {
+            Some(prepared) => Run::resume(self, job, prepared)?,
+            None => Run::start(self, job).await?,
+        };
         while !run.is_submitted() {
             if run.num_in_flight() >= MAX_IN_FLIGHT {
                 run.finish_oldest(waiting).await?;
@@ -57,7 +79,9 @@ impl GpuLstm {
             run.finish_oldest(waiting).await?;
             progress(run.progress());
         }
-        Ok(run.results)
+        let Run { prepared, results, .. } = run;
+        kept.put(asked, prepared);
+        Ok(results)
     }
 
     /// Records a validated job with at least one valid row, all of whose results stay on the device.
@@ -93,10 +117,7 @@ impl GpuLstm {
 pub(crate) struct Run<'a> {
     model: &'a GpuLstm,
     job: Job<'a>,
-    plan: Plan,
-    pipelines: Vec<wgpu::ComputePipeline>,
-    scratch: Vec<Scratch>,
-    bind_groups: Vec<wgpu::BindGroup>,
+    prepared: Prepared,
     in_flight: VecDeque<InFlight>,
     submitted: usize,
     finished: usize,
@@ -117,14 +138,23 @@ impl<'a> Run<'a> {
         let scratch = context.acquire(&wanted(&plan)).await?;
         let resources = Resources { model, plan: &plan, job: &job, scratch: &scratch };
         let bind_groups = context.guarded("binding", || resources.bind_groups()).await?;
+        Ok(Self::new(model, job, Prepared { plan, pipelines, scratch, bind_groups }))
+    }
+
+    /// A run of a job with what one like it has left.
+    fn resume(model: &'a GpuLstm, job: Job<'a>, prepared: Prepared) -> Result<Self> {
+        model.context.faults.check()?;
+        Ok(Self::new(model, job, prepared))
+    }
+
+    fn new(model: &'a GpuLstm, job: Job<'a>, prepared: Prepared) -> Self {
         let results = empty_results(&job, model);
-        let in_flight = VecDeque::new();
-        Ok(Self { model, job, plan, pipelines, scratch, bind_groups, in_flight, submitted: 0, finished: 0, results })
+        Self { model, job, prepared, in_flight: VecDeque::new(), submitted: 0, finished: 0, results }
     }
 
     /// Whether every submit was made.
     pub(crate) fn is_submitted(&self) -> bool {
-        self.submitted == self.plan.submits.len()
+        self.submitted == self.prepared.plan.submits.len()
     }
 
     /// Submits that were made and not finished.
@@ -133,7 +163,7 @@ impl<'a> Run<'a> {
     }
 
     fn progress(&self) -> f64 {
-        self.finished as f64 / self.plan.submits.len() as f64
+        self.finished as f64 / self.prepared.plan.submits.len() as f64
     }
 
     /// What the run returned, once nothing is left to submit or to finish.
@@ -144,7 +174,8 @@ impl<'a> Run<'a> {
     /// Makes the next submit. What was submitted is on record before anything is awaited, so that a future that is dropped
     /// leaves the run as it is.
     pub(crate) async fn submit_next(&mut self) -> Result<()> {
-        let Self { model, job, plan, pipelines, scratch, bind_groups, in_flight, submitted, .. } = self;
+        let Self { model, job, prepared, in_flight, submitted, .. } = self;
+        let Prepared { plan, pipelines, scratch, bind_groups } = &*prepared;
         let resources = Resources { model, plan, job, scratch };
         let submit = || {
             in_flight.push_back(resources.submit(*submitted, pipelines, bind_groups));
@@ -169,7 +200,8 @@ impl<'a> Run<'a> {
         context.may_be_lost();
         oldest.signal.finish(&context.waiter, &oldest.index, waiting).await?;
         let Some(mut done) = self.in_flight.pop_front() else { return Ok(()) };
-        let submit = &self.plan.submits[done.submit];
+        let plan = &self.prepared.plan;
+        let submit = &plan.submits[done.submit];
         context.may_be_lost();
         let bytes: u64 = submit.reads.iter().map(|r| r.range.size_bytes).sum();
         let _span = span!("lstm.read_back", submit = done.submit, bytes = bytes).entered();
@@ -177,17 +209,16 @@ impl<'a> Run<'a> {
         // The time since the submit was made is at least what the device took.
         #[cfg(not(target_family = "wasm"))]
         context.pace.note(submit.flops(), done.begun.elapsed());
-        if done.is_timed
-            && let Some(times) = done.staging.pop()
-        {
-            context.tally.computed(timestamps::elapsed(&mapped_bytes(&times)?, context.queue.get_timestamp_period()));
+        if let Some(times) = &done.times {
+            context.tally.computed(timestamps::elapsed(&mapped_bytes(times)?, context.queue.get_timestamp_period()));
         }
-        for (index, staging) in done.staging.iter().enumerate() {
-            let view = mapped_view(staging)?;
+        for index in 0..done.staging.len() {
+            let view = mapped_view(done.staging[index].buffer())?;
             let mut results = Results { job: &self.job, model: self.model, output: &mut self.results };
-            results.take(&submit.reads, index, &self.plan, &view);
-            drop(view);
-            staging.unmap();
+            results.take(&submit.reads, index, plan, &view);
+        }
+        for staging in done.staging.drain(..) {
+            staging.buffer().unmap();
         }
         self.finished += 1;
         Ok(())
@@ -339,32 +370,27 @@ impl<'a> Resources<'a> {
             context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("lstm.run") });
         let timestamps = context.timestamps.load(Ordering::Relaxed).then(|| Timestamps::new(&context.device));
         self.encode(submit, pipelines, bind_groups, &mut encoder, timestamps.as_ref());
-        let mut staging: Vec<wgpu::Buffer> = submit
-            .staging_bytes
-            .iter()
-            .map(|&size| {
-                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                new_buffer(&context.device, "lstm.staging", size, usage)
-            })
-            .collect();
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let wanted =
+            submit.staging_bytes.iter().map(|&size_bytes| Wanted { label: "lstm.staging".into(), size_bytes, usage });
+        let staging = context.take(&wanted.collect::<Vec<_>>());
         for read in &submit.reads {
             encoder.copy_buffer_to_buffer(
                 self.buffer(read.range.buffer),
                 read.range.offset_bytes,
-                &staging[read.staging],
+                staging[read.staging].buffer(),
                 read.staging_offset_bytes,
                 read.range.size_bytes,
             );
         }
-        let is_timed = timestamps.is_some();
-        staging.extend(timestamps.map(|timestamps| timestamps.read(&context.device, &mut encoder)));
+        let times = timestamps.map(|timestamps| timestamps.read(&context.device, &mut encoder));
         let submission = context.queue.submit([encoder.finish()]);
         InFlight {
             submit: index,
-            is_timed,
             index: submission,
-            signal: map(&staging),
+            signal: map(staging.iter().map(Scratch::buffer).chain(&times)),
             staging,
+            times,
             #[cfg(not(target_family = "wasm"))]
             begun: Instant::now(),
         }

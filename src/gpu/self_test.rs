@@ -58,7 +58,7 @@ pub(crate) async fn run(context: &Context) -> Result<Option<u32>> {
         })
         .await?;
     // The caller of open may be async, but the test takes milliseconds and nothing else runs yet.
-    map(std::slice::from_ref(&staging)).finish(&context.waiter, &index, Waiting::Blocking).await?;
+    map([&staging]).finish(&context.waiter, &index, Waiting::Blocking).await?;
     let bytes = super::run::mapped_bytes(&staging)?;
     let (counts, values) = bytes.split_at(8);
     judge(bytemuck::pod_collect_to_vec(counts).as_slice(), bytemuck::pod_collect_to_vec(values).as_slice())

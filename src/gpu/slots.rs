@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::device::{Context, new_buffer};
 use super::interop::GpuTensor;
 use super::job::{CallerBuffers, CallerRange, Job, SlotsOf};
+use super::kept::Kept;
 use super::model::GpuLstm;
 use super::wait::Waiting;
 use crate::batch::{BatchOutput, Outputs, RowOrder, SequenceOutput};
@@ -35,6 +36,8 @@ pub(crate) struct GpuSlots {
     buffer: wgpu::Buffer,
     /// A row on its way from one slot to another: wgpu copies between two buffers only.
     spare: wgpu::Buffer,
+    /// Of the last push.
+    kept: Kept,
 }
 
 impl GpuSlots {
@@ -59,7 +62,7 @@ impl GpuSlots {
         let (buffer, spare) = context.guarded_now("allocating slots", || {
             (create("lstm.slots", num_slots as u64 * row_bytes), create("lstm.slots.spare", row_bytes))
         })?;
-        Ok(Self { context: context.clone(), num_slots, row_bytes, buffer, spare })
+        Ok(Self { context: context.clone(), num_slots, row_bytes, buffer, spare, kept: Kept::default() })
     }
 
     fn range(&self) -> CallerRange {
@@ -89,7 +92,7 @@ impl GpuSlots {
     ) -> Result<BatchOutput> {
         let outputs = Outputs { sequence, final_state: true, cells: false };
         let job = Job { input: Some(input), committed: Some(committed), ..self.job(sequences, outputs) };
-        model.run(job, waiting, &|_| ()).await
+        model.run_keeping(job, &self.kept, waiting, &|_| ()).await
     }
 
     /// Records the chunks, whose rows lie in `input`; all hidden states go to `output`, those at the last steps to

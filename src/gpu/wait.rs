@@ -80,7 +80,8 @@ mod native {
     }
 
     /// Starts mapping whole staging buffers for reading.
-    pub(crate) fn map(buffers: &[wgpu::Buffer]) -> Signal {
+    pub(crate) fn map<'a>(buffers: impl IntoIterator<Item = &'a wgpu::Buffer>) -> Signal {
+        let buffers: Vec<_> = buffers.into_iter().collect();
         let shared = Shared::new(buffers.len());
         for buffer in buffers {
             let shared = shared.clone();
@@ -220,10 +221,11 @@ mod web {
     }
 
     /// Starts mapping whole staging buffers for reading.
-    pub(crate) fn map(buffers: &[wgpu::Buffer]) -> Signal {
+    pub(crate) fn map<'a>(buffers: impl IntoIterator<Item = &'a wgpu::Buffer>) -> Signal {
+        let buffers: Vec<_> = buffers.into_iter().collect();
         let shared = Shared::new(buffers.len());
         let each = buffers
-            .iter()
+            .into_iter()
             .map(|buffer| {
                 let (done, told) = oneshot_channel();
                 let shared = shared.clone();

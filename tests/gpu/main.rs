@@ -11,6 +11,7 @@ mod conformance;
 mod device_rows;
 mod fixture;
 mod indices;
+mod kept;
 mod many;
 mod onnx;
 mod parity;
@@ -108,6 +109,7 @@ fn main() {
         stream::TESTS,
         any_size::TESTS,
         indices::TESTS,
+        kept::TESTS,
         many::TESTS,
         trouble::TESTS,
         robustness::TESTS,

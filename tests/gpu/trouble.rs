@@ -37,19 +37,25 @@ fn case() -> Result<Case, Failed> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
     Blocking,
+    /// With what a run before has left.
+    Again,
     Async,
     Record,
     Many,
     Push,
 }
 
-const WAYS: [Way; 5] = [Way::Blocking, Way::Async, Way::Record, Way::Many, Way::Push];
+const WAYS: [Way; 6] = [Way::Blocking, Way::Again, Way::Async, Way::Record, Way::Many, Way::Push];
 
 /// Loads the case's model and runs it so.
 fn go(engine: &Engine, case: &Case, way: Way) -> Result<BatchOutput, Error> {
     let lstm = engine.load_blocking(&case.weights)?;
     match way {
         Way::Blocking => lstm.run_blocking(&case.batch()),
+        Way::Again => {
+            lstm.run_blocking(&case.batch())?;
+            lstm.run_blocking(&case.batch())
+        }
         Way::Async => pollster::block_on(lstm.run(&case.batch())),
         Way::Many => lstm.run_many([case.batch(), case.batch()]).try_fold(BatchOutput::default(), |_, output| output),
         Way::Record => {
