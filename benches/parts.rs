@@ -21,6 +21,7 @@ const LIMITS: PlanLimits = PlanLimits {
     wide: true,
     halves: false,
     immediates: false,
+    shared_memory: false,
 };
 
 const BATCH_SIZE: usize = 32;

@@ -155,8 +155,9 @@ impl Engine {
     }
 
     /// The features to open a device of `adapter` with, so that an engine can share it: immediates, if the adapter has 128
-    /// bytes of them, which are then part of [`required_limits`](Self::required_limits). An engine runs without them too: each
-    /// timestep reads a uniform instead.
+    /// bytes of them, which are then part of [`required_limits`](Self::required_limits); and mappable primary buffers, if the
+    /// adapter shares the host's memory. An engine runs without them too: each timestep reads a uniform instead, and results
+    /// are copied before the host reads them.
     #[cfg(feature = "gpu")]
     pub fn required_features(adapter: &wgpu::Adapter) -> wgpu::Features {
         gpu::required_features(adapter, crate::options::LimitsProfile::Adapter)

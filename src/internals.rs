@@ -15,8 +15,8 @@ mod gpu_internals {
     };
     pub use crate::pack::{PackedLayer, pack_input_rows, pack_layer, unpack_layer};
     pub use crate::plan::{
-        BindGroup, BufferId, BufferRange, Caller, Content, Dispatch, Plan, PlanLimits, PlanRequest, RowsAt,
-        ScratchBuffer, StatesAt, Submit, TileOverride, Upload,
+        BindGroup, BufferId, BufferRange, Caller, Content, Dispatch, Plan, PlanLimits, PlanRequest, Read, Readback,
+        RowsAt, ScratchBuffer, StatesAt, Submit, TileOverride, Upload,
     };
     pub use crate::schedule::Schedule;
 

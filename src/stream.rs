@@ -60,6 +60,22 @@ pub struct PushOutput {
 }
 
 impl PushOutput {
+    /// Ranges of `values`, one per chunk. What no chunk wants is dropped.
+    fn of(values: Vec<f32>, chunks: Vec<Range<usize>>) -> Self {
+        let wanted: usize = chunks.iter().map(Range::len).sum();
+        if wanted == values.len() {
+            // Chunks do not overlap.
+            return Self { values, chunks };
+        }
+        let mut output = Self { values: Vec::with_capacity(wanted), chunks: Vec::with_capacity(chunks.len()) };
+        for range in chunks {
+            let first = output.values.len();
+            output.values.extend_from_slice(&values[range]);
+            output.chunks.push(first..output.values.len());
+        }
+        output
+    }
+
     /// The rows of chunk `i` of the push: [T, H or P] if it asked for all, [1, H or P] for the last, none otherwise or
     /// if it has no timestep.
     ///
@@ -536,7 +552,7 @@ impl Stream {
             result?
         };
 
-        let mut output = PushOutput { values: Vec::new(), chunks: Vec::with_capacity(chunks.len()) };
+        let mut chunks_of = Vec::with_capacity(chunks.len());
         for (chunk, last) in chunks.iter().zip(&cut.last_of_chunk) {
             let rows = match (chunk.output, last, sequence) {
                 // Pooled rows were refused above.
@@ -551,11 +567,9 @@ impl Stream {
                     end - chunk.input.len() / input_size..end
                 }
             };
-            let first = output.values.len();
-            output.values.extend_from_slice(&values[rows.start * features..rows.end * features]);
-            output.chunks.push(first..output.values.len());
+            chunks_of.push(rows.start * features..rows.end * features);
         }
-        Ok(output)
+        Ok(PushOutput::of(values, chunks_of))
     }
 
     /// The states of some slots.

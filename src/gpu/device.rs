@@ -80,10 +80,18 @@ pub(crate) fn required_limits(adapter: &wgpu::Adapter, profile: LimitsProfile) -
 
 /// The features that the kernels use, if the adapter has them.
 pub(crate) fn required_features(adapter: &wgpu::Adapter, profile: LimitsProfile) -> wgpu::Features {
-    match takes_immediates(adapter.features(), &adapter.limits(), adapter.get_info().backend, profile) {
-        true => wgpu::Features::IMMEDIATES,
-        false => wgpu::Features::empty(),
-    }
+    let (features, info) = (adapter.features(), adapter.get_info());
+    let mut required = wgpu::Features::empty();
+    required.set(wgpu::Features::IMMEDIATES, takes_immediates(features, &adapter.limits(), info.backend, profile));
+    required.set(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, shares_memory(features, info.device_type, profile));
+    required
+}
+
+/// Whether the host can read what kernels wrote without a copy, and loses nothing by it.
+fn shares_memory(features: wgpu::Features, device_type: wgpu::DeviceType, profile: LimitsProfile) -> bool {
+    profile == LimitsProfile::Adapter
+        && features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
+        && matches!(device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu)
 }
 
 /// Whether records of timesteps come as immediates. OpenGL has none: wgpu makes many calls of one.
@@ -176,6 +184,7 @@ impl Context {
                 >= LARGEST_WORKGROUP,
             halves: options.precision == Precision::F16Weights,
             immediates: takes_immediates(device.features(), &has, device.adapter_info().backend, options.limits),
+            shared_memory: shares_memory(device.features(), device.adapter_info().device_type, options.limits),
         };
         let mut storage_alignment = has.min_storage_buffer_offset_alignment;
         if options.limits == LimitsProfile::WebGpuDefaults {
@@ -321,7 +330,12 @@ impl Context {
     fn adopt(self: &Arc<Self>, buffers: Vec<wgpu::Buffer>) -> Vec<Scratch> {
         let bytes: u64 = buffers.iter().map(wgpu::Buffer::size).sum();
         self.in_use_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let scratch = |buffer| Scratch { context: Arc::downgrade(self), buffer: Some(buffer), is_kept: false };
+        let scratch = |buffer| Scratch {
+            context: Arc::downgrade(self),
+            buffer: Some(buffer),
+            is_kept: false,
+            is_mapped: AtomicBool::new(false),
+        };
         buffers.into_iter().map(scratch).collect()
     }
 
@@ -428,6 +442,8 @@ pub(crate) struct Scratch {
     buffer: Option<wgpu::Buffer>,
     /// Idle, for a run like the last.
     is_kept: bool,
+    /// Mapped for the host, or about to be; no command may use it then.
+    is_mapped: AtomicBool,
 }
 
 impl Scratch {
@@ -435,7 +451,20 @@ impl Scratch {
         self.buffer.as_ref().expect("present until drop")
     }
 
+    /// The buffer, to be mapped: until [`unmap`](Self::unmap) it does not return to the pool.
+    pub(super) fn buffer_to_map(&self) -> &wgpu::Buffer {
+        self.is_mapped.store(true, Ordering::Relaxed);
+        self.buffer()
+    }
+
+    /// Ends the mapping, which must have come about.
+    pub(super) fn unmap(&self) {
+        self.buffer().unmap();
+        self.is_mapped.store(false, Ordering::Relaxed);
+    }
+
     /// Lets go of the buffer without the pool; wgpu keeps it while commands use it.
+    #[cfg_attr(not(target_family = "wasm"), allow(dead_code, reason = "where callbacks may own it, they return it"))]
     pub(crate) fn forget(mut self) {
         if let (Some(buffer), Some(context)) = (self.buffer.take(), self.context.upgrade()) {
             self.count(&context).fetch_sub(buffer.size(), Ordering::Relaxed);
@@ -474,7 +503,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         if let (Some(buffer), Some(context)) = (self.buffer.take(), self.context.upgrade()) {
             self.count(&context).fetch_sub(buffer.size(), Ordering::Relaxed);
-            if !context.faults.is_lost() {
+            if !context.faults.is_lost() && !self.is_mapped.load(Ordering::Relaxed) {
                 context.lock_pool().put(buffer);
             }
         }

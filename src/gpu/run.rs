@@ -1,6 +1,7 @@
 //! Record, submit, read back: a loop over the plan.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 #[cfg(not(target_family = "wasm"))]
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::kernels::params::Step;
 use crate::pack::{
     Plane, pack_input_rows, pack_state, pack_state_buffer, put_row, row_table, scatter_plane, unpack_state,
 };
-use crate::plan::{BufferId, BufferRange, Caller, Content, Plan, Submit, Upload};
+use crate::plan::{BufferId, BufferRange, Caller, Content, Plan, Read, Readback, Submit, Upload};
 use crate::spec::Merge;
 use crate::trace::span;
 
@@ -29,19 +30,12 @@ const MAX_IN_FLIGHT: usize = 2;
 struct InFlight {
     submit: usize,
     index: wgpu::SubmissionIndex,
-    /// The mappings of `staging` and `times`.
+    /// The mappings of `staging`, of scratch that is read in place, and of `times`.
     signal: Signal,
     staging: Vec<Scratch>,
     times: Option<wgpu::Buffer>,
     #[cfg(not(target_family = "wasm"))]
     begun: Instant,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        // What is left was not read to its end: it is mapped, about to be, or lost.
-        self.staging.drain(..).for_each(Scratch::forget);
-    }
 }
 
 impl GpuLstm {
@@ -199,7 +193,7 @@ impl<'a> Run<'a> {
         let context = &self.model.context;
         context.may_be_lost();
         oldest.signal.finish(&context.waiter, &oldest.index, waiting).await?;
-        let Some(mut done) = self.in_flight.pop_front() else { return Ok(()) };
+        let Some(done) = self.in_flight.pop_front() else { return Ok(()) };
         let plan = &self.prepared.plan;
         let submit = &plan.submits[done.submit];
         context.may_be_lost();
@@ -212,14 +206,19 @@ impl<'a> Run<'a> {
         if let Some(times) = &done.times {
             context.tally.computed(timestamps::elapsed(&mapped_bytes(times)?, context.queue.get_timestamp_period()));
         }
-        for index in 0..done.staging.len() {
-            let view = mapped_view(done.staging[index].buffer())?;
-            let mut results = Results { job: &self.job, model: self.model, output: &mut self.results };
-            results.take(&submit.reads, index, plan, &view);
+        let mut results = Results { job: &self.job, model: self.model, output: &mut self.results };
+        for read in &submit.reads {
+            let (buffer, offset) = match (read.way, read.range.buffer) {
+                (Readback::Staged { buffer, offset_bytes }, _) => (done.staging[buffer].buffer(), offset_bytes),
+                (Readback::InPlace, BufferId::Scratch(index)) => {
+                    (self.prepared.scratch[index].buffer(), read.range.offset_bytes)
+                }
+                (Readback::InPlace, other) => unreachable!("{other:?} is not read in place"),
+            };
+            let view = mapped_view(buffer, offset..offset + read.range.size_bytes)?;
+            results.take(read, plan, &view);
         }
-        for staging in done.staging.drain(..) {
-            staging.buffer().unmap();
-        }
+        done.staging.iter().chain(in_place(submit, &self.prepared.scratch)).for_each(Scratch::unmap);
         self.finished += 1;
         Ok(())
     }
@@ -233,13 +232,22 @@ fn wanted(plan: &Plan) -> Vec<Wanted> {
         .map(|b| Wanted {
             label: format!("lstm.{}", b.label),
             size_bytes: b.size_bytes,
-            usage: if b.uniform {
-                U::UNIFORM | U::STORAGE | U::COPY_DST
-            } else {
-                U::STORAGE | U::COPY_DST | U::COPY_SRC
+            usage: match (b.uniform, b.mapped) {
+                (true, _) => U::UNIFORM | U::STORAGE | U::COPY_DST,
+                (false, false) => U::STORAGE | U::COPY_DST | U::COPY_SRC,
+                (false, true) => U::STORAGE | U::COPY_DST | U::COPY_SRC | U::MAP_READ,
             },
         })
         .collect()
+}
+
+/// The scratch buffers that the host reads in place after a submit, each once.
+fn in_place<'a>(submit: &'a Submit, scratch: &'a [Scratch]) -> impl Iterator<Item = &'a Scratch> {
+    let is_read = |index: usize| {
+        let of = |r: &Read| r.way == Readback::InPlace && r.range.buffer == BufferId::Scratch(index);
+        submit.reads.iter().any(of)
+    };
+    scratch.iter().enumerate().filter(move |(index, _)| is_read(*index)).map(|(_, scratch)| scratch)
 }
 
 /// What the plan's buffer names stand for in this run.
@@ -375,20 +383,18 @@ impl<'a> Resources<'a> {
             submit.staging_bytes.iter().map(|&size_bytes| Wanted { label: "lstm.staging".into(), size_bytes, usage });
         let staging = context.take(&wanted.collect::<Vec<_>>());
         for read in &submit.reads {
-            encoder.copy_buffer_to_buffer(
-                self.buffer(read.range.buffer),
-                read.range.offset_bytes,
-                staging[read.staging].buffer(),
-                read.staging_offset_bytes,
-                read.range.size_bytes,
-            );
+            if let Readback::Staged { buffer, offset_bytes } = read.way {
+                let BufferRange { buffer: from, offset_bytes: first, size_bytes } = read.range;
+                let (from, to) = (self.buffer(from), staging[buffer].buffer());
+                encoder.copy_buffer_to_buffer(from, first, to, offset_bytes, size_bytes);
+            }
         }
         let times = timestamps.map(|timestamps| timestamps.read(&context.device, &mut encoder));
         let submission = context.queue.submit([encoder.finish()]);
         InFlight {
             submit: index,
             index: submission,
-            signal: map(staging.iter().map(Scratch::buffer).chain(&times)),
+            signal: map(staging.iter().chain(in_place(submit, self.scratch)).map(Scratch::buffer_to_map).chain(&times)),
             staging,
             times,
             #[cfg(not(target_family = "wasm"))]
@@ -464,12 +470,12 @@ fn state_offsets(model: &GpuLstm, layer: usize, batch_size: usize) -> (usize, us
 
 /// The content of a mapped staging buffer.
 pub(super) fn mapped_bytes(buffer: &wgpu::Buffer) -> Result<Vec<u8>> {
-    let view = mapped_view(buffer)?;
+    let view = mapped_view(buffer, 0..buffer.size())?;
     Ok(view.to_vec())
 }
 
-fn mapped_view(buffer: &wgpu::Buffer) -> Result<wgpu::BufferView> {
-    buffer.get_mapped_range(..).map_err(|e| Error::new(ErrorKind::DeviceFault, format!("reading back: {e}")))
+fn mapped_view(buffer: &wgpu::Buffer, bytes: Range<u64>) -> Result<wgpu::BufferView> {
+    buffer.get_mapped_range(bytes).map_err(|e| Error::new(ErrorKind::DeviceFault, format!("reading back: {e}")))
 }
 
 /// Arrays of zeros for what a job returns to the host.
@@ -514,75 +520,56 @@ struct Results<'a> {
 }
 
 impl Results<'_> {
-    /// Unpacks what a submit read into staging buffer `index`.
-    fn take(&mut self, reads: &[crate::plan::Read], index: usize, plan: &Plan, staging: &[u8]) {
+    /// Unpacks what a submit read.
+    fn take(&mut self, read: &Read, plan: &Plan, bytes: &[u8]) {
         let batch_size = self.job.lengths.len();
         let spec = &self.model.spec;
         let last = spec.last_layer();
-        for read in reads.iter().filter(|r| r.staging == index) {
-            let bytes = &staging[read.staging_offset_bytes as usize..][..read.range.size_bytes as usize];
-            // Mapped memory is aligned for f32 on every backend, but only the copy is promised to be.
-            let copied;
-            let values: &[f32] = match bytemuck::try_cast_slice(bytes) {
-                Ok(values) => values,
-                Err(_) => {
-                    copied = bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
-                    &copied
-                }
-            };
-            match &read.content {
-                Content::Rows { direction, rows } => {
-                    let parts = [
-                        (self.output.output.as_mut(), plan.rows.h_column, last.h_size(), last.merge),
-                        (self.output.cells.as_mut(), plan.rows.c_column, last.c_size(), Merge::Concat),
-                    ];
-                    for (out, column, width, merge) in parts {
-                        if let (Some(out), Some(column)) = (out, column) {
-                            let plane = Plane { values, stride: plan.rows.stride, column, width };
-                            let outputs = merge.num_outputs(last.num_directions());
-                            let order = self.job.output_order;
-                            let place = |t, b| (order.row(t, b) * outputs + direction.min(&(outputs - 1))) * width;
-                            scatter_plane(&plane, &plan.schedule, rows.clone(), place, merge, out);
-                        }
+        // Mapped memory is aligned for f32 on every backend, but only the copy is promised to be.
+        let copied;
+        let values: &[f32] = match bytemuck::try_cast_slice(bytes) {
+            Ok(values) => values,
+            Err(_) => {
+                copied = bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
+                &copied
+            }
+        };
+        match &read.content {
+            Content::Rows { direction, rows } => {
+                let parts = [
+                    (self.output.output.as_mut(), plan.rows.h_column, last.h_size(), last.merge),
+                    (self.output.cells.as_mut(), plan.rows.c_column, last.c_size(), Merge::Concat),
+                ];
+                for (out, column, width, merge) in parts {
+                    if let (Some(out), Some(column)) = (out, column) {
+                        let plane = Plane { values, stride: plan.rows.stride, column, width };
+                        let outputs = merge.num_outputs(last.num_directions());
+                        let order = self.job.output_order;
+                        let place = |t, b| (order.row(t, b) * outputs + direction.min(&(outputs - 1))) * width;
+                        scatter_plane(&plane, &plan.schedule, rows.clone(), place, merge, out);
                     }
                 }
-                Content::HiddenN { layer } => {
-                    let (first, _) = state_offsets(self.model, *layer, batch_size);
-                    put_state(
-                        self.output.h_n.as_mut(),
-                        first,
-                        values,
-                        plan,
-                        spec,
-                        *layer,
-                        spec.layers()[*layer].h_size(),
-                    );
-                }
-                Content::CellN { layer } => {
-                    let (_, first) = state_offsets(self.model, *layer, batch_size);
-                    put_state(
-                        self.output.c_n.as_mut(),
-                        first,
-                        values,
-                        plan,
-                        spec,
-                        *layer,
-                        spec.layers()[*layer].c_size(),
-                    );
-                }
-                Content::Last => {
-                    if let Some(out) = self.output.last.as_mut().or(self.output.pooled.as_mut()) {
-                        let width = last.h_size();
-                        let stride = padded(width);
-                        // Pooled rows of two directions that are summed lie in one plane.
-                        let planes = values.len() / (batch_size * stride);
-                        let merge = if planes == 1 { Merge::Concat } else { last.merge };
-                        for d in 0..planes {
-                            let column = d.min(last.num_outputs() - 1) * width;
-                            for (rank, &b) in plan.schedule.order().iter().enumerate() {
-                                let row = &values[(d * batch_size + rank) * stride..][..width];
-                                put_row(merge, &mut out[b * last.output_size() + column..][..width], row);
-                            }
+            }
+            Content::HiddenN { layer } => {
+                let (first, _) = state_offsets(self.model, *layer, batch_size);
+                put_state(self.output.h_n.as_mut(), first, values, plan, spec, *layer, spec.layers()[*layer].h_size());
+            }
+            Content::CellN { layer } => {
+                let (_, first) = state_offsets(self.model, *layer, batch_size);
+                put_state(self.output.c_n.as_mut(), first, values, plan, spec, *layer, spec.layers()[*layer].c_size());
+            }
+            Content::Last => {
+                if let Some(out) = self.output.last.as_mut().or(self.output.pooled.as_mut()) {
+                    let width = last.h_size();
+                    let stride = padded(width);
+                    // Pooled rows of two directions that are summed lie in one plane.
+                    let planes = values.len() / (batch_size * stride);
+                    let merge = if planes == 1 { Merge::Concat } else { last.merge };
+                    for d in 0..planes {
+                        let column = d.min(last.num_outputs() - 1) * width;
+                        for (rank, &b) in plan.schedule.order().iter().enumerate() {
+                            let row = &values[(d * batch_size + rank) * stride..][..width];
+                            put_row(merge, &mut out[b * last.output_size() + column..][..width], row);
                         }
                     }
                 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::planes::{Piece, Plane};
 use super::planner::{Chunk, F32, LayerBuffers, POOL_STEPS, Planner, RowSource};
 use super::tiles::Shape;
-use super::{BufferId, BufferRange, Caller, Content, Dispatch, RowsAt, StatesAt, Upload};
+use super::{BufferId, BufferRange, Caller, Content, Dispatch, Read, Readback, RowsAt, StatesAt, Submit, Upload};
 use crate::batch::SequenceOutput;
 use crate::kernels::params::{CopyParams, PoolParams};
 use crate::kernels::{CellCode, Kernel, padded};
@@ -460,5 +460,27 @@ impl Planner<'_> {
             chunk_reads.push_read(Content::Last, BufferRange { buffer, offset_bytes: first as u64 * F32, size_bytes });
         }
         *submit = chunk_reads.submit;
+    }
+
+    /// Has the rows of the last submit read where they lie, if that memory is shared with the host: those of another would be
+    /// in the way of the chunks after it. States are copied all the same, since kernels read and write them at every
+    /// timestep, and memory that the host maps may be slower for that; a row is written once either way.
+    pub(super) fn read_in_place(&mut self) {
+        if !self.request.limits.shared_memory {
+            return;
+        }
+        let submit = self.submits.last_mut().expect("there is a first submit");
+        let mut reads = Chunk::reads_of(Submit::default(), self.request.limits.buffer_bytes);
+        for read in std::mem::take(&mut submit.reads) {
+            match (&read.content, read.range.buffer.scratch()) {
+                (Content::Rows { .. }, Some(index)) => {
+                    self.scratch[index].mapped = true;
+                    reads.submit.reads.push(Read { way: Readback::InPlace, ..read });
+                }
+                _ => reads.push_read(read.content, read.range),
+            }
+        }
+        submit.reads = reads.submit.reads;
+        submit.staging_bytes = reads.submit.staging_bytes;
     }
 }

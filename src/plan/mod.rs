@@ -49,6 +49,8 @@ pub struct PlanLimits {
     pub halves: bool,
     /// Whether kernels of one timestep get their record as immediates instead of a uniform.
     pub immediates: bool,
+    /// Whether the host reads rows where the kernels wrote them, in memory that it shares with the device.
+    pub shared_memory: bool,
 }
 
 #[cfg(test)]
@@ -65,6 +67,7 @@ impl PlanLimits {
             wide,
             halves: false,
             immediates: false,
+            shared_memory: false,
         }
     }
 }
@@ -289,6 +292,8 @@ pub struct ScratchBuffer {
     pub size_bytes: u64,
     /// Whether it holds uniforms instead of storage.
     pub uniform: bool,
+    /// Whether the host reads it.
+    pub mapped: bool,
 }
 
 /// The bindings of a dispatch; shared by all dispatches that bind the same.
@@ -425,13 +430,25 @@ pub struct Read {
     pub content: Content,
     /// Where it lies on the device.
     pub range: BufferRange,
-    /// Which of the submit's staging buffers it goes to.
-    pub staging: usize,
-    /// Where in it.
-    pub staging_offset_bytes: u64,
+    /// How the host gets at it.
+    pub way: Readback,
 }
 
-/// One submit: uploads, then one compute pass, then copies to a staging buffer.
+/// How the host gets at a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readback {
+    /// It is copied to a staging buffer.
+    Staged {
+        /// Which one of the submit.
+        buffer: usize,
+        /// Where in it.
+        offset_bytes: u64,
+    },
+    /// Its buffer is mapped.
+    InPlace,
+}
+
+/// One submit: uploads, then one compute pass, then copies to staging buffers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Submit {
     /// In order, before the pass.
@@ -529,7 +546,11 @@ impl Plan {
         let s = &self.schedule;
         writeln!(out, "batch {} steps {} rows {}", s.batch_size(), s.num_steps(), s.num_rows())?;
         for (i, b) in self.scratch.iter().enumerate() {
-            let kind = if b.uniform { "uniform" } else { "storage" };
+            let kind = match (b.uniform, b.mapped) {
+                (true, _) => "uniform",
+                (false, true) => "storage, mapped",
+                (false, false) => "storage",
+            };
             writeln!(out, "scratch {i}: {} {} B {kind}", b.label, b.size_bytes)?;
         }
         for (i, group) in self.bind_groups.iter().enumerate() {
@@ -563,11 +584,13 @@ impl Plan {
                 at += same;
             }
             for read in &submit.reads {
-                writeln!(
-                    out,
-                    "  read {:?} {} B to staging {} at {}",
-                    read.content, read.range.size_bytes, read.staging, read.staging_offset_bytes
-                )?;
+                write!(out, "  read {:?} {} B ", read.content, read.range.size_bytes)?;
+                match read.way {
+                    Readback::Staged { buffer, offset_bytes } => {
+                        writeln!(out, "to staging {buffer} at {offset_bytes}")?
+                    }
+                    Readback::InPlace => writeln!(out, "in place")?,
+                }
             }
         }
         Ok(())

@@ -13,8 +13,8 @@ use super::planes::{self, Plane};
 use super::tiles::Shape;
 use super::wave::Stack;
 use super::{
-    BindGroup, BufferId, BufferRange, Content, Dispatch, GroupNote, LayerKernels, Plan, PlanRequest, Read, RowLayout,
-    RowsAt, ScratchBuffer, StatesAt, Submit, Upload, tiles,
+    BindGroup, BufferId, BufferRange, Content, Dispatch, GroupNote, LayerKernels, Plan, PlanRequest, Read, Readback,
+    RowLayout, RowsAt, ScratchBuffer, StatesAt, Submit, Upload, tiles,
 };
 use crate::batch::SequenceOutput;
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -104,7 +104,7 @@ pub(super) struct Planner<'a> {
     stacks: Vec<Stack>,
     pub(super) schedule: Schedule,
     max_chunk_rows: usize,
-    scratch: Vec<ScratchBuffer>,
+    pub(super) scratch: Vec<ScratchBuffer>,
     kernels: Vec<KernelId>,
     kernel_index: HashMap<KernelId, usize>,
     bind_groups: Vec<BindGroup>,
@@ -225,6 +225,7 @@ impl<'a> Planner<'a> {
             source = Some(self.plan_group(&group, source, &buffers)?);
         }
         self.read_states(&buffers);
+        self.read_in_place();
         if self.request.recorded {
             self.check_budget()?;
         }
@@ -262,7 +263,7 @@ impl<'a> Planner<'a> {
                 self.schedule.num_steps()
             );
         }
-        self.scratch.push(ScratchBuffer { label, size_bytes, uniform });
+        self.scratch.push(ScratchBuffer { label, size_bytes, uniform, mapped: false });
         Ok(BufferId::Scratch(self.scratch.len() - 1))
     }
 
@@ -1322,6 +1323,7 @@ impl Chunk {
         }
         let index = staging.len() - 1;
         let staging_offset_bytes = staging[index] - range.size_bytes;
-        self.submit.reads.push(Read { content, range, staging: index, staging_offset_bytes });
+        let way = Readback::Staged { buffer: index, offset_bytes: staging_offset_bytes };
+        self.submit.reads.push(Read { content, range, way });
     }
 }

@@ -5,8 +5,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, plan, pooled_bytes};
-use wgpu_lstm::{Direction, EngineOptions, ErrorKind, LstmSpec, Outputs, SequenceOutput};
+use wgpu_lstm::internals::{Content, Fixed, Read, Readback, Submit, plan, pooled_bytes};
+use wgpu_lstm::wgpu::{DeviceType, Features};
+use wgpu_lstm::{Direction, Engine, EngineOptions, ErrorKind, LimitsProfile, LstmSpec, Outputs, SequenceOutput};
 
 use crate::bits::equal_outputs;
 use crate::fixture::Case;
@@ -23,6 +24,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("the_self_test_takes_less_than_50_ms_once_compiled", self_test_time),
     ("memory_does_not_grow_over_runs", no_growth),
     ("a_profile_asks_for_no_more_than_it_says", profile),
+    ("rows_are_read_where_they_lie_in_shared_memory", in_place),
     ("submits_are_timed_by_the_device", timestamps),
     ("limits_are_measured", limits),
     ("runs_that_are_dropped_midway_leave_nothing", dropped_midway),
@@ -254,14 +256,60 @@ fn profile(subject: &Subject) -> Result<(), Failed> {
     // Records come as immediates wherever they can, so that the other tests run with them.
     let adapter = subject.adapter()?;
     let can = subject.options.limits == wgpu_lstm::LimitsProfile::Adapter
-        && adapter.features().contains(wgpu_lstm::wgpu::Features::IMMEDIATES)
+        && adapter.features().contains(Features::IMMEDIATES)
         && adapter.limits().max_immediate_size >= 128
         && adapter.get_info().backend != wgpu_lstm::wgpu::Backend::Gl;
     found.push(("immediates", u64::from(limits.max_immediate_size), if can { 128 } else { 0 }));
+    found.push(("mappable buffers", u64::from(shares_memory(&engine)?), u64::from(can_share_memory(subject)?)));
     match found.iter().find(|(_, found, expected)| found != expected) {
         None => Ok(()),
         Some((name, found, expected)) => Err(format!("{name}: expected {expected}, found {found}").into()),
     }
+}
+
+/// Whether the host may read what kernels wrote where it lies.
+fn shares_memory(engine: &Engine) -> Result<bool, Failed> {
+    let features = engine.device_and_queue().ok_or("not on a GPU")?.0.features();
+    Ok(features.contains(Features::MAPPABLE_PRIMARY_BUFFERS))
+}
+
+fn can_share_memory(subject: &Subject) -> Result<bool, Failed> {
+    let adapter = subject.adapter()?;
+    Ok(subject.options.limits == LimitsProfile::Adapter
+        && matches!(adapter.get_info().device_type, DeviceType::Cpu | DeviceType::IntegratedGpu)
+        && adapter.features().contains(Features::MAPPABLE_PRIMARY_BUFFERS))
+}
+
+/// The rows of the last submit are read where they lie; the results are the same as from copies.
+fn in_place(subject: &Subject) -> Result<(), Failed> {
+    let case = small(9);
+    let copied = subject.open(|o| o.limits(LimitsProfile::WebGpuDefaults))?;
+    if shares_memory(&copied)? {
+        return Err("WebGPU's defaults have no mappable buffers".into());
+    }
+    let lstm = subject.engine()?.load_blocking(&case.weights)?;
+    let spec = LstmSpec::stack(5, 9, 2).build()?;
+    let long = Case::new("chunks", &spec, &[1500, 1500], 1500, false, 1);
+    let chunks = subject.engine()?.load_blocking(&long.weights)?;
+    for (lstm, case, many) in [(&lstm, &case, false), (&chunks, &long, true)] {
+        let plan = plan(lstm, &case.batch(), Fixed::default()).ok_or("not on a GPU")??;
+        let rows = |read: &&Read| matches!(read.content, Content::Rows { .. });
+        let ways = |submit: &Submit| submit.reads.iter().filter(rows).map(|r| r.way).collect::<Vec<_>>();
+        let (last, before) = plan.submits.split_last().ok_or("no submit")?;
+        let (last, before): (Vec<_>, Vec<_>) = (ways(last), before.iter().flat_map(ways).collect());
+        let in_place = |ways: &[Readback]| ways.iter().filter(|&&way| way == Readback::InPlace).count();
+        let expected = if can_share_memory(subject)? { last.len() } else { 0 };
+        if before.is_empty() == many || last.is_empty() || in_place(&last) != expected || in_place(&before) != 0 {
+            return Err(format!("expected {expected} in place, found {last:?} after {before:?}").into());
+        }
+    }
+    for (lstm, case) in [(&lstm, &case), (&chunks, &long)] {
+        let expected = copied.load_blocking(&case.weights)?.run_blocking(&case.batch())?;
+        for _ in 0..3 {
+            equal_outputs("in place", &lstm.run_blocking(&case.batch())?, &expected)?;
+        }
+    }
+    Ok(())
 }
 
 fn dropped_midway(subject: &Subject) -> Result<(), Failed> {

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use wgpu_lstm::internals::params::Step;
 use wgpu_lstm::internals::{
-    BindGroup, BindingKind, BufferId, Content, Dispatch, Kernel, ModelPart, Plan, PlanLimits, PlanRequest, RowsAt,
-    Schedule, StatesAt, Submit, Upload,
+    BindGroup, BindingKind, BufferId, Content, Dispatch, Kernel, ModelPart, Plan, PlanLimits, PlanRequest, Readback,
+    RowsAt, Schedule, StatesAt, Submit, Upload,
 };
 use wgpu_lstm::{Direction, ErrorKind, LayerSpec, LstmSpec, Merge, Outputs, SequenceOutput};
 
@@ -22,6 +22,7 @@ const DEFAULTS: PlanLimits = PlanLimits {
     wide: false,
     halves: false,
     immediates: false,
+    shared_memory: false,
 };
 
 fn request<'a>(spec: &'a LstmSpec, lengths: &'a [usize], limits: PlanLimits) -> PlanRequest<'a> {
@@ -51,6 +52,10 @@ fn plans_are_as_reviewed() {
 
     let immediates = PlanLimits { immediates: true, ..DEFAULTS };
     snapshot::check("plan_immediates.txt", &Plan::new(&request(&small, &[3, 0, 5], immediates)).unwrap().describe());
+
+    // Rows are read where they lie, states are copied.
+    let shared = PlanLimits { shared_memory: true, ..DEFAULTS };
+    snapshot::check("plan_shared_memory.txt", &Plan::new(&request(&small, &[3, 0, 5], shared)).unwrap().describe());
 
     let limits = PlanLimits { budget_bytes: 4 << 20, ..DEFAULTS };
     snapshot::check(
@@ -360,12 +365,13 @@ proptest! {
         wide in any::<bool>(),
         stacked in any::<bool>(),
         immediates in any::<bool>(),
+        shared_memory in any::<bool>(),
         dispatch_flops in prop::sample::select(vec![1, 20_000, 200_000, u64::MAX]),
     ) {
         lengths.push(1);
         let (budget_bytes, bytes) = (budget_kib << 10, 1 << 20);
         let limits =
-            PlanLimits { budget_bytes, binding_bytes: bytes, buffer_bytes: bytes, wide, immediates, ..DEFAULTS };
+            PlanLimits { budget_bytes, binding_bytes: bytes, buffer_bytes: bytes, wide, immediates, shared_memory, ..DEFAULTS };
         let mut request = request(&spec, &lengths, limits);
         request.tiles.wave = stacked.then_some(true);
         request.dispatch_flops = dispatch_flops;
@@ -483,7 +489,20 @@ proptest! {
             }
             prop_assert_eq!(next_immediate, submit.immediates.len());
             for read in &submit.reads {
-                prop_assert!(read.staging_offset_bytes + read.range.size_bytes <= submit.staging_bytes[read.staging]);
+                match (read.way, read.range.buffer) {
+                    (Readback::Staged { buffer, offset_bytes }, _) => {
+                        prop_assert!(offset_bytes + read.range.size_bytes <= submit.staging_bytes[buffer]);
+                    }
+                    // Only where nothing is written after the rows were.
+                    (Readback::InPlace, BufferId::Scratch(index)) => {
+                        prop_assert!(limits.shared_memory && plan.scratch[index].mapped);
+                        prop_assert!(std::ptr::eq(submit, &plan.submits[plan.submits.len() - 1]));
+                        let is_rows = matches!(read.content, Content::Rows { .. });
+                        prop_assert!(is_rows, "{:?} is mapped", read.content);
+                        prop_assert!(read.range.offset_bytes + read.range.size_bytes <= plan.scratch[index].size_bytes);
+                    }
+                    (Readback::InPlace, other) => return Err(TestCaseError::fail(format!("{other:?} is mapped"))),
+                }
             }
             prop_assert!(submit.staging_bytes.iter().all(|&size| size <= limits.buffer_bytes));
         }
