@@ -300,7 +300,7 @@ impl Context {
         let take = || wanted.iter().map(|w| self.take_or_create(w)).collect::<Vec<_>>();
         let buffers = match self.guarded("allocating", take).await {
             Err(e) if e.kind() == ErrorKind::OutOfMemory => {
-                self.lock_pool().clear();
+                self.free_idle();
                 self.guarded("allocating", take).await?
             }
             other => other?,
@@ -313,12 +313,17 @@ impl Context {
         let take = || wanted.iter().map(|w| self.take_or_create(w)).collect::<Vec<_>>();
         let buffers = match self.guarded_now("allocating", take) {
             Err(e) if e.kind() == ErrorKind::OutOfMemory => {
-                self.lock_pool().clear();
+                self.free_idle();
                 self.guarded_now("allocating", take)?
             }
             other => other?,
         };
         Ok(self.adopt(buffers))
+    }
+
+    /// Frees the idle buffers of the pool.
+    pub(super) fn free_idle(&self) {
+        self.lock_pool().clear();
     }
 
     /// Buffers of at least the wanted sizes, for what is [`guarded`](Self::guarded) as a whole.
@@ -344,7 +349,9 @@ impl Context {
     }
 
     fn take_or_create(&self, wanted: &Wanted) -> wgpu::Buffer {
-        let size = size_class(wanted.size_bytes).min(self.limits.buffer_bytes).max(wanted.size_bytes);
+        // Where the limit is odd, a buffer of that size could not be mapped.
+        let most = self.limits.buffer_bytes / 16 * 16;
+        let size = size_class(wanted.size_bytes).min(most).max(wanted.size_bytes);
         let pooled = self.lock_pool().take(size, wanted.usage);
         let buffer = pooled.unwrap_or_else(|| new_buffer(&self.device, &wanted.label, size, wanted.usage));
         self.poison(&buffer);
@@ -528,14 +535,19 @@ impl Pool {
         self.bytes = 0;
     }
 
-    /// Keeps the buffer; when the pool would outgrow the budget, everything in it is freed first. Buffers that results were
-    /// read from are not worth that.
+    /// Keeps the buffer. When the pool would outgrow the budget, buffers that results were read from are freed first, which are
+    /// quickly made, and then everything else.
     fn put(&mut self, buffer: wgpu::Buffer) {
         let size = buffer.size();
+        let is_read = |usage: wgpu::BufferUsages| usage.contains(wgpu::BufferUsages::MAP_READ);
         if self.bytes + size > self.capacity {
-            if buffer.usage().contains(wgpu::BufferUsages::MAP_READ) {
+            if is_read(buffer.usage()) {
                 return;
             }
+            self.free.retain(|(_, usage), _| !is_read(*usage));
+            self.bytes = self.free.iter().map(|((size, _), buffers)| size * buffers.len() as u64).sum();
+        }
+        if self.bytes + size > self.capacity {
             self.clear();
         }
         if size <= self.capacity {

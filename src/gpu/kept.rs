@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::device::Scratch;
+use super::device::{Context, Scratch};
 use super::job::CallerBuffers;
 use crate::batch::Outputs;
 use crate::plan::{Caller, Plan, PlanLimits, PlanRequest, RowsAt, StatesAt, TileOverride};
@@ -36,7 +36,7 @@ pub(super) struct Asked {
     output: RowsAt,
     recorded: bool,
     caller_first: [u32; Caller::ALL.len()],
-    /// As far as it matters: a plan that has fewer operations altogether is the same for all.
+    /// Grows with the device's fastest submit so far, so a new one is rare before long.
     dispatch_flops: u64,
     limits: PlanLimits,
     tiles: TileOverride,
@@ -86,22 +86,22 @@ pub(crate) struct Kept(Mutex<Option<(Asked, Prepared)>>);
 impl Kept {
     /// What was kept, if it serves what is asked for now; otherwise its buffers go to the pool.
     pub(super) fn take(&self, asked: &Asked) -> Option<Prepared> {
-        let (of, prepared) = self.lock().take()?;
-        let flops = prepared.plan.flops();
-        let is_bounded =
-            of.dispatch_flops.min(asked.dispatch_flops) < flops && of.dispatch_flops != asked.dispatch_flops;
-        let serves = !is_bounded && Asked { dispatch_flops: asked.dispatch_flops, ..of } == *asked;
-        serves.then_some(prepared).map(|mut prepared| {
-            prepared.scratch.iter_mut().for_each(Scratch::resume);
-            prepared
-        })
+        let (of, mut prepared) = self.lock().take()?;
+        if of != *asked {
+            return None;
+        }
+        prepared.scratch.iter_mut().for_each(Scratch::resume);
+        Some(prepared)
     }
 
-    /// Keeps what a run that came to its end had.
-    pub(super) fn put(&self, asked: Asked, mut prepared: Prepared) {
+    /// Keeps what a run that came to its end had, unless it is too large, or too much is kept in the whole context: what is
+    /// kept serves nobody else.
+    pub(super) fn put(&self, context: &Context, asked: Asked, mut prepared: Prepared) {
         let plan = &prepared.plan;
         let dispatches: usize = plan.submits.iter().map(|submit| submit.dispatches.len()).sum();
-        if plan.scratch_bytes() > MOST_BYTES || dispatches > MOST_DISPATCHES {
+        let bytes = plan.scratch_bytes();
+        let too_much = context.kept_bytes() + bytes > context.limits.budget_bytes / 8;
+        if bytes > MOST_BYTES || dispatches > MOST_DISPATCHES || too_much {
             return;
         }
         prepared.scratch.iter_mut().for_each(Scratch::rest);

@@ -17,10 +17,12 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// About the most operations that a dispatch should have.
+    /// About the most operations that a dispatch should have: a power of two once something was measured, so that plans stay the
+    /// same while the fastest submit is beaten by a little.
     pub(crate) fn dispatch_flops(&self) -> u64 {
         let reached = self.flops_per_second.load(Ordering::Relaxed) as f64 * LONGEST_DISPATCH.as_secs_f64();
-        (reached as u64).max(FIRST_FLOPS)
+        let power = (reached as u64).checked_ilog2().map_or(0, |exponent| 1 << exponent);
+        power.max(FIRST_FLOPS)
     }
 
     /// Takes note of a submit that took at most this long, waiting included.
@@ -42,9 +44,9 @@ mod tests {
         pace.note(1_000, Duration::from_secs(1));
         assert_eq!(pace.dispatch_flops(), FIRST_FLOPS);
         pace.note(10_000_000_000, Duration::from_secs(1));
-        assert_eq!(pace.dispatch_flops(), 500_000_000);
+        assert_eq!(pace.dispatch_flops(), 1 << 28); // of 500 million
         pace.note(1_000, Duration::from_secs(1));
         pace.note(0, Duration::ZERO);
-        assert_eq!(pace.dispatch_flops(), 500_000_000);
+        assert_eq!(pace.dispatch_flops(), 1 << 28); // of 500 million
     }
 }

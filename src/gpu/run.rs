@@ -74,7 +74,7 @@ impl GpuLstm {
             progress(run.progress());
         }
         let Run { prepared, results, .. } = run;
-        kept.put(asked, prepared);
+        kept.put(&self.context, asked, prepared);
         Ok(results)
     }
 
@@ -183,6 +183,10 @@ impl<'a> Run<'a> {
         if let (Err(_), Some(committed)) = (&result, job.committed) {
             // What wgpu refuses does not run.
             committed.store(false, Ordering::SeqCst);
+        }
+        if matches!(&result, Err(e) if e.kind() == ErrorKind::OutOfMemory) {
+            // So that there may be room for the next try.
+            model.context.free_idle();
         }
         result
     }
@@ -390,7 +394,10 @@ impl<'a> Resources<'a> {
             }
         }
         let times = timestamps.map(|timestamps| timestamps.read(&context.device, &mut encoder));
-        let submission = context.queue.submit([encoder.finish()]);
+        let commands = encoder.finish();
+        #[cfg(not(target_family = "wasm"))]
+        let begun = Instant::now();
+        let submission = context.queue.submit([commands]);
         InFlight {
             submit: index,
             index: submission,
@@ -398,7 +405,7 @@ impl<'a> Resources<'a> {
             staging,
             times,
             #[cfg(not(target_family = "wasm"))]
-            begun: Instant::now(),
+            begun,
         }
     }
 

@@ -9,7 +9,7 @@ use super::tiles::Shape;
 use super::{BufferId, BufferRange, Caller, Content, Dispatch, Read, Readback, RowsAt, StatesAt, Submit, Upload};
 use crate::batch::SequenceOutput;
 use crate::kernels::params::{CopyParams, PoolParams};
-use crate::kernels::{CellCode, Kernel, padded};
+use crate::kernels::{Binding, BindingKind, CellCode, Kernel, padded};
 use crate::spec::Merge;
 
 /// How `copy_rows` goes through its table.
@@ -463,17 +463,24 @@ impl Planner<'_> {
     }
 
     /// Has the rows of the last submit read where they lie, if that memory is shared with the host: those of another would be
-    /// in the way of the chunks after it. States are copied all the same, since kernels read and write them at every
-    /// timestep, and memory that the host maps may be slower for that; a row is written once either way.
+    /// in the way of the chunks after it. What kernels read too is copied all the same, states above all: memory that the host
+    /// maps may be slower for that, while a row is written once either way. wgpu 30 makes no barrier for the host after a
+    /// kernel, nor after a copy; both rely on what ends a submission.
     pub(super) fn read_in_place(&mut self) {
         if !self.request.limits.shared_memory {
             return;
         }
         let submit = self.submits.last_mut().expect("there is a first submit");
+        let read_by_kernels = |buffer: BufferId| {
+            let reads = |(_, binding, range): (u32, &Binding, &BufferRange)| {
+                range.buffer == buffer && binding.kind == BindingKind::Read
+            };
+            self.bind_groups.iter().any(|group| group.bound().any(reads))
+        };
         let mut reads = Chunk::reads_of(Submit::default(), self.request.limits.buffer_bytes);
         for read in std::mem::take(&mut submit.reads) {
             match (&read.content, read.range.buffer.scratch()) {
-                (Content::Rows { .. }, Some(index)) => {
+                (Content::Rows { .. }, Some(index)) if !read_by_kernels(read.range.buffer) => {
                     self.scratch[index].mapped = true;
                     reads.submit.reads.push(Read { way: Readback::InPlace, ..read });
                 }

@@ -107,7 +107,7 @@ pub(super) struct Planner<'a> {
     pub(super) scratch: Vec<ScratchBuffer>,
     kernels: Vec<KernelId>,
     kernel_index: HashMap<KernelId, usize>,
-    bind_groups: Vec<BindGroup>,
+    pub(super) bind_groups: Vec<BindGroup>,
     bind_group_index: HashMap<BindGroup, usize>,
     pub(super) submits: Vec<Submit>,
     pub(super) rows: RowLayout,

@@ -4,8 +4,10 @@ use std::future::Future;
 use std::task::{Context, Poll, Waker};
 
 use libtest_mimic::Failed;
-use wgpu_lstm::internals::{Fixed, TripKind, arm_fault, disarm_fault, kept_bytes, run_fixed, set_poison};
-use wgpu_lstm::{BatchOutput, Chunk, Direction, Engine, ErrorKind, Lstm, LstmSpec, Outputs, SequenceOutput};
+use wgpu_lstm::internals::{Fixed, TripKind, arm_fault, disarm_fault, kept_bytes, plan, run_fixed, set_poison};
+use wgpu_lstm::{
+    BatchOutput, Chunk, Direction, Engine, ErrorKind, LimitsProfile, Lstm, LstmSpec, Outputs, SequenceOutput,
+};
 
 use crate::bits::{equal_bits, equal_outputs};
 use crate::fixture::Case;
@@ -16,6 +18,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ("only_runs_like_the_last_are_not_planned_again", planned_again),
     ("streams_and_models_keep_their_own", own),
     ("a_plan_of_short_dispatches_is_not_kept_for_long_ones", short_dispatches),
+    ("many_streams_keep_no_more_than_their_share_of_the_budget", share),
+    ("buffers_for_results_do_not_push_others_out_of_the_pool", full_pool),
 ];
 
 fn spec() -> Result<LstmSpec, Failed> {
@@ -90,6 +94,9 @@ fn planned_again(subject: &Subject) -> Result<(), Failed> {
     let engine = subject.open(|o| o)?;
     let cases = batches()?;
     let lstm = load(&engine, &cases[0])?;
+    // However fast the device turns out to be meanwhile.
+    let fixed = Fixed { dispatch_flops: Some(1 << 40), ..Fixed::default() };
+    let run = |case: &Case| run_fixed(&lstm, &case.batch(), fixed).expect("the model is on a GPU");
     for (n, then, expected) in [
         (0, 1, "submitting"),
         (0, 2, "allocating"),
@@ -98,26 +105,26 @@ fn planned_again(subject: &Subject) -> Result<(), Failed> {
         (3, 4, "allocating"),
         (1, 5, "allocating"),
     ] {
-        lstm.run_blocking(&cases[n].batch())?;
-        let found = first_point(&engine, || lstm.run_blocking(&cases[then].batch()))?;
+        run(&cases[n])?;
+        let found = first_point(&engine, || run(&cases[then]))?;
         if found != expected {
             return Err(format!("batch {then} after {n}: expected {expected} first, found {found}").into());
         }
     }
     // What failed leaves nothing.
-    lstm.run_blocking(&cases[0].batch())?;
+    run(&cases[0])?;
     for expected in ["submitting", "allocating"] {
-        match first_point(&engine, || lstm.run_blocking(&cases[0].batch()))? {
+        match first_point(&engine, || run(&cases[0]))? {
             found if found == expected => {}
             found => return Err(format!("expected {expected} first, found {found}").into()),
         }
     }
     // Nor do buffers of more than 8 MiB.
-    lstm.run_blocking(&cases[0].batch())?;
+    run(&cases[0])?;
     let small = kept_bytes(&engine);
     let spec = spec()?;
     let large = Case::new("large", &spec, &[1000; 30], 1000, false, 3);
-    lstm.run_blocking(&large.batch())?;
+    run(&large)?;
     let after_large = kept_bytes(&engine);
     match engine.counters() {
         c if small > 0 && after_large == 0 && c.in_use_bytes == 0 && c.idle_bytes > 8 << 20 => Ok(()),
@@ -185,4 +192,56 @@ fn short_dispatches(subject: &Subject) -> Result<(), Failed> {
         true => Ok(()),
         false => Err(format!("{many} short dispatches, then {few}, {again} and {short}").into()),
     }
+}
+
+fn share(subject: &Subject) -> Result<(), Failed> {
+    let budget = 1 << 20;
+    let engine = subject.open(|o| o.memory_budget_bytes(budget))?;
+    let spec = LstmSpec::stack(7, 64, 2).build()?;
+    let case = Case::new("share", &spec, &[1; 16], 1, false, 6);
+    let lstm = load(&engine, &case)?;
+    let expected = lstm.run_blocking(&case.batch())?.output.ok_or("no output")?;
+    let chunks: Vec<_> = (0..16).map(|b| Chunk::new(b, &case.x[b * 7..][..7])).collect();
+    let mut streams = Vec::new();
+    let mut most = 0;
+    for n in 0..30 {
+        let mut stream = lstm.stream(16)?;
+        let output = stream.push_blocking(&chunks)?;
+        let rows: Vec<f32> = output.iter().flatten().copied().collect();
+        equal_bits(&format!("stream {n}"), &rows, &expected)?;
+        streams.push(stream);
+        most = most.max(kept_bytes(&engine));
+    }
+    // The last one that fits is rounded up with the sizes of buffers.
+    match most {
+        0 => Err("nothing was kept".into()),
+        most if most > budget / 8 * 9 / 8 => Err(format!("{most} bytes are kept, of a budget of {budget}").into()),
+        _ => Ok(()),
+    }
+}
+
+/// A run that takes all of its budget finds its buffers again, whatever its results need besides.
+fn full_pool(subject: &Subject) -> Result<(), Failed> {
+    let spec = LstmSpec::stack(8, 64, 1).build()?;
+    let case = Case::new("full", &spec, &[64; 16], 64, false, 6);
+    let needs = {
+        let lstm = load(&subject.engine()?, &case)?;
+        plan(&lstm, &case.batch(), Fixed::default()).ok_or("not on a GPU")??.scratch_bytes()
+    };
+    // Copies, so that there are buffers for results.
+    let engine = subject.open(|o| o.memory_budget_bytes(needs).limits(LimitsProfile::WebGpuDefaults))?;
+    let lstm = load(&engine, &case)?;
+    let plan = plan(&lstm, &case.batch(), Fixed::default()).ok_or("not on a GPU")??;
+    let results: u64 = plan.submits.iter().flat_map(|submit| &submit.staging_bytes).sum();
+    if plan.scratch_bytes() < needs / 2 || results < needs / 8 {
+        return Err(format!("{} of {needs} bytes, {results} of results", plan.scratch_bytes()).into());
+    }
+    for n in 0..3 {
+        lstm.run_blocking(&case.batch())?;
+        let idle = engine.counters().idle_bytes;
+        if idle < plan.scratch_bytes() {
+            return Err(format!("run {n}: expected {} idle bytes, found {idle}", plan.scratch_bytes()).into());
+        }
+    }
+    Ok(())
 }

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use wgpu_lstm::internals::params::Step;
 use wgpu_lstm::internals::{
-    BindGroup, BindingKind, BufferId, Content, Dispatch, Kernel, ModelPart, Plan, PlanLimits, PlanRequest, Readback,
-    RowsAt, Schedule, StatesAt, Submit, Upload,
+    BindGroup, Binding, BindingKind, BufferId, BufferRange, Content, Dispatch, Kernel, ModelPart, Plan, PlanLimits,
+    PlanRequest, Readback, RowsAt, Schedule, StatesAt, Submit, Upload,
 };
 use wgpu_lstm::{Direction, ErrorKind, LayerSpec, LstmSpec, Merge, Outputs, SequenceOutput};
 
@@ -496,6 +496,11 @@ proptest! {
                     // Only where nothing is written after the rows were.
                     (Readback::InPlace, BufferId::Scratch(index)) => {
                         prop_assert!(limits.shared_memory && plan.scratch[index].mapped);
+                        let bound = plan.bind_groups.iter().flat_map(BindGroup::bound);
+                        let is_read = |(_, binding, range): (u32, &Binding, &BufferRange)| {
+                            range.buffer == read.range.buffer && binding.kind == BindingKind::Read
+                        };
+                        prop_assert!(!bound.into_iter().any(is_read), "a kernel reads what is mapped");
                         prop_assert!(std::ptr::eq(submit, &plan.submits[plan.submits.len() - 1]));
                         let is_rows = matches!(read.content, Content::Rows { .. });
                         prop_assert!(is_rows, "{:?} is mapped", read.content);
