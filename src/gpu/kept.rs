@@ -81,12 +81,12 @@ impl Asked {
 
 /// See the module. Belongs to a model, or to a stream, whose buffers are bound.
 #[derive(Default)]
-pub(crate) struct Kept(Mutex<Option<(Asked, Prepared)>>);
+pub(crate) struct Kept(Mutex<Option<Box<(Asked, Prepared)>>>);
 
 impl Kept {
     /// What was kept, if it serves what is asked for now; otherwise its buffers go to the pool.
     pub(super) fn take(&self, asked: &Asked) -> Option<Prepared> {
-        let (of, mut prepared) = self.lock().take()?;
+        let (of, mut prepared) = *self.lock().take()?;
         if of != *asked {
             return None;
         }
@@ -106,11 +106,11 @@ impl Kept {
         }
         prepared.scratch.iter_mut().for_each(Scratch::rest);
         // What was kept before is dropped outside the lock.
-        let before = self.lock().replace((asked, prepared));
+        let before = self.lock().replace(Box::new((asked, prepared)));
         drop(before);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Asked, Prepared)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Box<(Asked, Prepared)>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
