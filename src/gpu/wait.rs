@@ -115,7 +115,8 @@ mod native {
             match self.shared.outcome() {
                 // Without a handler, the loss of the device shows in the mappings that it ends.
                 Some(Err(e)) if *ownership == Ownership::Borrowed => {
-                    bail!(DeviceLost, "{e}: the application's device was lost or destroyed")
+                    faults.mark_lost(format!("{e}: the application's device was lost or destroyed"));
+                    faults.check()
                 }
                 Some(outcome) => outcome,
                 None => bail!(DeviceLost, "reading back: the device went away; open a new engine"),
