@@ -346,6 +346,185 @@ def external():
     (folder / "outside.onnx").write_bytes(model.SerializeToString())
 
 
+def around(name, build, opset=17, feeds=None, inputs=None):
+    """A GRU [T=5, B=3, I=4 -> H=4] and what `build(m, y)` makes of its output [T, 1, B, H]; `build` returns the names
+    and types of the graph's outputs."""
+    m = Maker(len(name) * 7 + opset)
+    (w, r, b), _ = m.weights("GRU", 1, 4, 4)
+    y = m.node("GRU", ["x", w, r, b], ["y", "y_h"], hidden_size=4)[0]
+    made = build(m, m.node("Squeeze", [y], axes=[1]) if opset < 13 else m.node("Squeeze", [y, m.const(np.array([1]))]))
+    model = m.model([("x", F, ["t", "b", 4]), *(inputs or [])], [(n, t, None) for n, t in made], opset)
+    given = {"x": m.values(5, 3, 4, scale=1.0), **(feeds or {})}
+    write(f"around_{name}", model, given)
+
+
+def subgraph(m, nodes, inputs, outputs):
+    return helper.make_graph(
+        nodes, "body", [helper.make_tensor_value_info(*i) for i in inputs],
+        [helper.make_tensor_value_info(*o) for o in outputs],
+    )
+
+
+def around_recurrent_nodes():
+    """What other runtimes, and this one once, got wrong around recurrent nodes: one small graph for each kind."""
+    i64 = lambda *v: np.array(v, np.int64)  # noqa: E731
+    around("softmax_of_version_11", lambda m, y: [(m.node("Softmax", [y], axis=1), F)], opset=11)
+    around("logsoftmax_of_version_11", lambda m, y: [(m.node("LogSoftmax", [y], axis=0), F)], opset=11)
+    around("matrix_by_vector", lambda m, y: [(m.node("MatMul", [y, m.const(m.values(4))]), F)])
+    around("float_to_bool", lambda m, y: [(m.node("Cast", [y], to=TensorProto.BOOL), TensorProto.BOOL)])
+    around("ties_of_argmax", lambda m, y: [(m.node("ArgMax", [m.node("Sign", [y])], axis=2, keepdims=0), I64)])
+
+    def wide_integers_inside(m, y):
+        seven = m.node("Cast", [y], to=I64)
+        total = m.node("Add", [m.node("Mul", [seven, m.const(i64(3_000_000_019))]), m.const(i64(5_000_000_123))])
+        return [(total, I64), (m.node("Mod", [total, m.const(i64(1_000))]), I64)]
+
+    around("integers_beyond_32_bits", wide_integers_inside)
+
+    def doubles_inside(m, y):
+        wide = m.node("Cast", [y], to=TensorProto.DOUBLE)
+        large = m.const(np.array(1.6e9))
+        back = m.node("Sub", [m.node("Add", [wide, large]), large])
+        return [(m.node("Cast", [back], to=F), F)]
+
+    around("doubles", doubles_inside)
+
+    def convolutions(m, y):
+        c = m.node("Transpose", [y], perm=[1, 2, 0])
+        made = [
+            m.node("Conv", [c, m.const(m.values(3, 4, 2))]),
+            m.node("Conv", [c, m.const(m.values(3, 4, 2))], auto_pad="SAME_LOWER"),
+            m.node("Conv", [c, m.const(m.values(3, 4, 3))], auto_pad="SAME_UPPER", strides=[2]),
+            m.node("ConvTranspose", [c, m.const(m.values(4, 2, 3))]),
+            m.node("MaxPool", [c], kernel_shape=[2]),
+            m.node("AveragePool", [c], kernel_shape=[2], auto_pad="SAME_LOWER", strides=[2]),
+        ]
+        return [(name, F) for name in made]
+
+    around("attributes_left_out", convolutions)
+
+    def same_norms(m, y):
+        scale, bias = m.const(m.values(4)), m.const(m.values(4))
+        first = m.node("LayerNormalization", [y, m.node("Identity", [scale]), m.node("Identity", [bias])])
+        return [(m.node("LayerNormalization", [first, scale, bias]), F)]
+
+    around("one_norm_twice", same_norms)
+
+    def folded(m, y):
+        c = m.node("Mul", [m.const(m.values(4)), m.const(m.values(4))])
+        return [(m.node("Add", [y, c]), F), (c, F)]
+
+    around("constants_that_are_outputs", folded)
+
+    def same_shapes(m, y):
+        a, b = m.node("Shape", [y]), m.node("Shape", [y])
+        return [(m.node("Reshape", [y, a]), F), (m.node("Reshape", [y, b]), F), (a, I64), (b, I64)]
+
+    around("equal_nodes", same_shapes)
+
+    def repeated(m, y):
+        last = m.node("Gather", [y, m.const(i64(-1))], axis=0)
+        long = m.node("Tile", [last, m.const(i64(6, 1, 1))])
+        w, r, b = m.weights("LSTM", 2, 4, 3)[0]
+        return [(m.node("LSTM", [long, w, r, b], direction="bidirectional", hidden_size=3), F)]
+
+    around("repeat_between", repeated)
+
+    def fixed_state(m, y):
+        sizes = m.node("Concat", [m.const(i64(1)), m.node("Gather", [m.node("Shape", [y]), m.const(i64(1))]), m.const(i64(3))], axis=0)
+        state = m.node("Expand", [m.const(np.zeros((1, 1, 3), np.float32)), sizes])
+        w, r, b = m.weights("LSTM", 1, 4, 3)[0]
+        return [(m.node("LSTM", [y, w, r, b, "", state, state], hidden_size=3), F)]
+
+    around("state_of_the_size_of_the_batch", fixed_state)
+
+    def branch(m, y):
+        w, r, b = m.weights("RNN", 1, 4, 3)[0]
+        then = subgraph(m, [helper.make_node("RNN", [y, w, r, b], ["t"], hidden_size=3)], [], [("t", F, None)])
+        other = subgraph(m, [helper.make_node("Unsqueeze", [y, m.const(i64(1))], ["e"])], [], [("e", F, None)])
+        flag = m.node("Greater", [m.node("ReduceMax", ["gate"], keepdims=0), m.const(np.float32(0))])
+        return [(m.node("If", [flag], then_branch=then, else_branch=other), F)]
+
+    for value in (1.0, -1.0):
+        around(
+            f"branch_{'taken' if value > 0 else 'left'}", branch, inputs=[("gate", F, [1])],
+            feeds={"gate": np.array([value], np.float32)},
+        )
+
+    def cell_loop(m, y):
+        w, r, b = m.weights("LSTM", 1, 4, 3)[0]
+        zero = m.const(np.zeros((1, 3, 3), np.float32))
+        nodes = [
+            helper.make_node("Gather", [y, "i"], ["at"], axis=0),
+            helper.make_node("Unsqueeze", ["at", m.const(i64(0))], ["step"]),
+            helper.make_node("LSTM", ["step", w, r, b, "", "h", "c"], ["", "h_next", "c_next"], hidden_size=3),
+            helper.make_node("Identity", ["go"], ["go2"]),
+            helper.make_node("Squeeze", ["h_next", m.const(i64(0))], ["row"]),
+        ]
+        body = subgraph(
+            m, nodes, [("i", I64, []), ("go", TensorProto.BOOL, []), ("h", F, None), ("c", F, None)],
+            [("go2", TensorProto.BOOL, []), ("h_next", F, None), ("c_next", F, None), ("row", F, None)],
+        )
+        count = m.node("Gather", [m.node("Shape", [y]), m.const(np.array(0, np.int64))])
+        made = m.node("Loop", [count, m.const(np.array(True)), zero, zero], 3, body=body)
+        return [(name, F) for name in made]
+
+    around("loop_over_a_cell", cell_loop)
+
+    def scan(m, y):
+        w, r, b = m.weights("GRU", 1, 4, 3)[0]
+        nodes = [
+            helper.make_node("Unsqueeze", ["at", m.const(i64(0))], ["step"]),
+            helper.make_node("GRU", ["step", w, r, b, "", "h"], ["", "h_next"], hidden_size=3),
+            helper.make_node("Squeeze", ["h_next", m.const(i64(0))], ["row"]),
+        ]
+        body = subgraph(m, nodes, [("h", F, None), ("at", F, None)], [("h_next", F, None), ("row", F, None)])
+        zero = m.const(np.zeros((1, 3, 3), np.float32))
+        made = m.node("Scan", [zero, y], 2, body=body, num_scan_inputs=1, scan_input_directions=[1])
+        return [(name, F) for name in made]
+
+    around("scan_over_a_cell", scan)
+
+    def half_inside(m, y):
+        half = m.node("Mul", [m.node("Cast", [y], to=TensorProto.FLOAT16), m.const(np.array(0.5, np.float16))])
+        return [(half, TensorProto.FLOAT16), (m.node("Cast", [half], to=F), F)]
+
+    around("halves", half_inside)
+
+    # A default that a run replaces: the model's own constant for h_0 is another.
+    m = Maker(61)
+    (w, r, b), _ = m.weights("LSTM", 1, 4, 3)
+    m.const(np.zeros((1, 2, 3), np.float32), "h_0")
+    y = m.node("LSTM", ["x", w, r, b, "", "h_0"], 1, hidden_size=3)
+    model = m.model([("x", F, [5, 2, 4]), ("h_0", F, [1, 2, 3])], [(y, F, None)])
+    x = m.values(5, 2, 4)
+    write("around_default_replaced", model, {"x": x, "h_0": m.values(1, 2, 3)})
+    write("around_default_kept", model, {"x": x})
+
+    # Nodes in another order than they run in, and a function of the model that holds a recurrent node.
+    m = Maker(62)
+    (w, r, b), _ = m.weights("GRU", 1, 4, 3)
+    function = helper.make_function(
+        "local", "Twice", ["a", "w", "r", "b"], ["out"],
+        [
+            helper.make_node("GRU", ["a", "w", "r", "b"], ["g"], hidden_size=3),
+            helper.make_node("Add", ["g", "g"], ["out"]),
+        ],
+        [helper.make_opsetid("", 17)],
+    )
+    m.nodes.append(helper.make_node("Twice", ["x", w, r, b], ["z"], domain="local"))
+    m.nodes.append(helper.make_node("Relu", ["z"], ["y"]))
+    model = m.model([("x", F, ["t", "b", 4])], [("y", F, None)])
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    feeds = {"x": m.values(5, 2, 4)}
+    expected = run(model, feeds)
+    sorted_nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(sorted_nodes))
+    write("around_function_unsorted", model, feeds, expected)
+
+
 def node_tests():
     for test in sorted(collect_testcases("LSTM"), key=lambda t: t.name):
         if test.name.startswith("test_lstm_") and "expanded" not in test.name:
@@ -377,6 +556,7 @@ def main():
     write("lengths_int64", *wide_integers())
     write("float16_weights", *half_weights())
     write("first_version", *first_version())
+    around_recurrent_nodes()
 
 
 if __name__ == "__main__":

@@ -1,27 +1,60 @@
-//! A loaded model: stage after stage, the runtime around the recurrent nodes, then the nodes of the stage.
+//! A loaded model: the public face of this folder.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use super::graph::{Graph, SizeOperand};
-use super::node::{OnnxCompat, RecurrentNode};
-use super::rest::Rest;
-use super::tensor::{ExternalFiles, Tensor, TensorData, ValueInfo};
-use crate::batch::{Layout, Outputs, SequenceBatch, SequenceOutput};
+use super::element::ElementType;
+use super::graph::{Graph, ValueId};
+use super::host::Limits;
+use super::import::import;
+use super::lower::lower;
+use super::node::OnnxCompat;
+use super::recurrent::Recurrent;
+use super::run::{Machine, Table};
+use super::schedule::{Plan, Scheduler, Work};
+use super::stored::ExternalFiles;
+use super::tensor::{Tensor, ValueInfo};
+use super::types;
+use super::value::{Array, Value};
 use crate::engine::{Engine, Lstm};
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::spec::LstmSpec;
-use crate::weights::LstmWeights;
 
-/// How to read a model.
-#[derive(Debug, Clone, Default)]
+/// How to read a model, and what its evaluation may take.
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct OnnxOptions {
     /// What to do where the operator's text and onnxruntime part.
     pub compat: OnnxCompat,
     /// The folder in which data outside the model file lies; [`OnnxModel::load_file`] takes the model's own.
     pub external_data: Option<PathBuf>,
+    /// Elements of a tensor that a node around the recurrent ones may make; 2²⁸ unless set.
+    pub max_elements: usize,
+    /// Bytes of all tensors that are alive at a time, without weights; 8 GiB unless set.
+    pub max_bytes: usize,
+    /// Multiply-adds of the nodes between two recurrent ones; 10¹³ unless set, minutes on a CPU.
+    pub max_multiply_adds: f64,
+    /// Iterations of all Loop and Scan nodes of a run together; 2²⁰ unless set.
+    pub max_iterations: u64,
+    /// Whether f32 arithmetic around the recurrent nodes runs on the fast runtime; without, every operator is computed
+    /// one element after another in f64 where it is a float: slow, and what results are checked against.
+    pub fast: bool,
+}
+
+impl Default for OnnxOptions {
+    fn default() -> Self {
+        Self {
+            compat: OnnxCompat::default(),
+            external_data: None,
+            max_elements: 1 << 28,
+            max_bytes: 8usize.saturating_mul(1 << 30),
+            max_multiply_adds: 1e13,
+            max_iterations: 1 << 20,
+            fast: true,
+        }
+    }
 }
 
 impl OnnxOptions {
@@ -37,6 +70,50 @@ impl OnnxOptions {
     pub fn external_data(mut self, folder: impl Into<PathBuf>) -> Self {
         self.external_data = Some(folder.into());
         self
+    }
+
+    /// Sets the most elements of a tensor.
+    #[must_use]
+    pub fn max_elements(mut self, elements: usize) -> Self {
+        self.max_elements = elements;
+        self
+    }
+
+    /// Sets the most bytes of all tensors.
+    #[must_use]
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Sets the most multiply-adds between two recurrent nodes.
+    #[must_use]
+    pub fn max_multiply_adds(mut self, multiply_adds: f64) -> Self {
+        self.max_multiply_adds = multiply_adds;
+        self
+    }
+
+    /// Sets the most iterations of loops.
+    #[must_use]
+    pub fn max_iterations(mut self, iterations: u64) -> Self {
+        self.max_iterations = iterations;
+        self
+    }
+
+    /// Sets whether the fast runtime is used.
+    #[must_use]
+    pub fn fast(mut self, fast: bool) -> Self {
+        self.fast = fast;
+        self
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            max_elements: self.max_elements,
+            max_bytes: self.max_bytes,
+            max_multiply_adds: self.max_multiply_adds,
+            max_iterations: self.max_iterations,
+        }
     }
 }
 
@@ -57,34 +134,32 @@ impl OnnxOptions {
 /// ```
 pub struct OnnxModel {
     engine: Engine,
-    inputs: Vec<ValueInfo>,
-    outputs: Vec<ValueInfo>,
-    nodes: Vec<Node>,
-    num_others: usize,
-    /// Values to evaluate at each stage.
-    evaluated: Vec<Vec<String>>,
-    /// Sizes that a run decides, in the order of the nodes that read them.
-    sizes: Vec<SizeOperand>,
-    /// Constant tensors that recurrent nodes read besides weights, and graph outputs that are constants.
-    constants: HashMap<String, Tensor>,
-    rest: Option<Rest>,
+    program: Arc<Program>,
+    /// For inputs that have a constant in the model: the file, and the programs in which some of them are inputs.
+    source: Option<(Vec<u8>, OnnxOptions)>,
+    variants: Mutex<HashMap<BTreeSet<String>, Arc<Program>>>,
 }
 
-/// A recurrent node with its stage and, if its weights are constants, its model.
-struct Node {
-    stage: usize,
-    node: RecurrentNode,
-    model: Option<Lstm>,
-    /// The last model made of weights that are known at run time only, with those weights.
-    made: Mutex<Option<(LstmWeights, Lstm)>>,
+/// A graph ready to run.
+struct Program {
+    inputs: Vec<(ValueInfo, ValueId)>,
+    optional_inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+    plan: Plan,
+    recurrent: Vec<Recurrent>,
+    num_others: usize,
+    num_values: usize,
+    names: Vec<String>,
+    constants: HashMap<ValueId, Value>,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for OnnxModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OnnxModel")
-            .field("inputs", &self.inputs)
-            .field("outputs", &self.outputs)
-            .field("recurrent", &self.nodes.iter().map(|n| n.node.name()).collect::<Vec<_>>())
+            .field("inputs", &self.program.inputs)
+            .field("outputs", &self.program.outputs)
+            .field("recurrent", &self.program.recurrent.iter().map(|r| r.node.name()).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }
@@ -97,93 +172,9 @@ impl OnnxModel {
     /// [`Unsupported`](ErrorKind::Unsupported) with the node for an attribute, activation or operator that is not
     /// computed; [`InvalidWeights`](ErrorKind::InvalidWeights) with the node; as [`Engine::load`].
     pub async fn load(engine: &Engine, bytes: &[u8], options: &OnnxOptions) -> Result<Self> {
-        Self::read(engine, bytes, options).await.map_err(one_line)
-    }
-
-    async fn read(engine: &Engine, bytes: &[u8], options: &OnnxOptions) -> Result<Self> {
-        let files = ExternalFiles::new(options.external_data.clone());
-        let graph = Graph::new(bytes, options.compat, &files)?;
-        for (what, info) in graph.inputs.iter().map(|i| ("input", i)).chain(graph.outputs.iter().map(|o| ("output", o)))
-        {
-            if !["", "float", "int32", "int64", "int8", "uint8", "bool"].contains(&info.type_name) {
-                bail!(
-                    Unsupported,
-                    "{what} {}: type {} is not computed; convert the model to float32 (float) where it has wider or \
-                     narrower floats",
-                    info.name,
-                    info.type_name
-                );
-            }
-        }
-        let Graph { inputs, outputs, recurrent, num_others, evaluated, constants, initializers, reused, sizes, rest } =
-            graph;
-        let mut evaluated = evaluated;
-        // Sizes that are constants first: loading may already compute with them.
-        let is_constant = |size: &SizeOperand| initializers.contains_key(&size.name) || constants.contains(&size.name);
-        let (constant_sizes, sizes): (Vec<_>, Vec<_>) = sizes.into_iter().partition(is_constant);
-        let (stored, computed): (Vec<_>, Vec<_>) =
-            constant_sizes.into_iter().partition(|size| initializers.contains_key(&size.name));
-        for size in stored {
-            check_sizes(&size, &constant(&initializers[&size.name], &files)?)?;
-        }
-        if let (Some(bytes), false) = (&rest, computed.is_empty()) {
-            let plain = Rest::load(bytes.clone(), false)?;
-            for size in computed {
-                let found = plain.evaluate(std::iter::empty(), std::slice::from_ref(&size.name))?.remove(0);
-                check_sizes(&size, &found)?;
-            }
-        }
-        let rest = rest.map(|bytes| Rest::load(bytes, true)).transpose()?;
-
-        // What recurrent nodes read of constants: initialisers, and values that follow from them.
-        let mut known: HashMap<String, Tensor> = HashMap::new();
-        let read_by_nodes = recurrent.iter().flat_map(|(_, node)| node.inputs.iter()).filter(|n| !n.is_empty());
-        let of_first_stage: HashSet<&String> = evaluated[0].iter().collect();
-        let direct_outputs = outputs.iter().map(|o| &o.name).filter(|name| initializers.contains_key(*name));
-        for name in read_by_nodes.chain(direct_outputs) {
-            if known.contains_key(name) {
-                continue;
-            }
-            if let Some(tensor) = initializers.get(name) {
-                known.insert(name.clone(), constant(tensor, &files)?);
-            } else if let (true, Some(rest)) = (constants.contains(name), &rest)
-                && of_first_stage.contains(name)
-            {
-                let value = rest.evaluate(std::iter::empty(), std::slice::from_ref(name))?.remove(0);
-                known.insert(name.clone(), value);
-            }
-        }
-        let mut nodes: Vec<Node> = Vec::with_capacity(recurrent.len());
-        for (stage, node) in recurrent {
-            let is_known = |index: usize| node.input(index).is_none_or(|name| known.contains_key(name));
-            // One cell may stand in a graph many times.
-            let twin = nodes.iter().find(|other| other.model.is_some() && node.has_weights_of(&other.node));
-            let model = if let Some(twin) = twin {
-                twin.model.clone()
-            } else if RecurrentNode::WEIGHTS.into_iter().all(is_known) {
-                let tensors = RecurrentNode::WEIGHTS.map(|index| node.input(index).map(|name| &known[name]));
-                let weights = node.weights(tensors)?;
-                Some(engine.load(&weights).await.map_err(|e| e.context(node.name()))?)
-            } else {
-                None
-            };
-            nodes.push(Node { stage, node, model, made: Mutex::new(None) });
-        }
-        // The weights of loaded nodes lie on the device now.
-        let still_read: HashSet<String> = nodes
-            .iter()
-            .flat_map(|n| {
-                let needs_weights = n.model.is_none();
-                let inputs = n.node.inputs.iter().enumerate();
-                inputs.filter(move |(i, _)| needs_weights || !RecurrentNode::WEIGHTS.contains(i)).map(|(_, name)| name)
-            })
-            .chain(outputs.iter().map(|o| &o.name))
-            .cloned()
-            .collect();
-        evaluated[0].retain(|name| !known.contains_key(name) || still_read.contains(name) || reused.contains(name));
-        known.retain(|name, _| still_read.contains(name));
-        let engine = engine.clone();
-        Ok(Self { engine, inputs, outputs, nodes, num_others, evaluated, sizes, constants: known, rest })
+        let program = Program::load(engine, bytes, options, &BTreeSet::new()).await.map_err(one_line)?;
+        let source = (!program.optional_inputs.is_empty()).then(|| (bytes.to_vec(), options.clone()));
+        Ok(Self { engine: engine.clone(), program: Arc::new(program), source, variants: Mutex::default() })
     }
 
     /// [`OnnxModel::load`] of the file at `path`; data outside of it must lie in its folder.
@@ -193,8 +184,14 @@ impl OnnxModel {
     pub async fn load_file(engine: &Engine, path: impl AsRef<Path>, options: &OnnxOptions) -> Result<Self> {
         let path = path.as_ref();
         let named = |e: Error| e.context(path.display());
-        let bytes = std::fs::read(path)
-            .map_err(|e| named(Error::new(ErrorKind::InvalidFile, format!("cannot be read: {e}"))))?;
+        let unreadable = |e: std::io::Error| named(Error::new(ErrorKind::InvalidFile, format!("cannot be read: {e}")));
+        // What never ends is no file.
+        let metadata = std::fs::metadata(path).map_err(unreadable)?;
+        if !metadata.is_file() {
+            let found = if metadata.is_dir() { "a directory" } else { "a device or pipe" };
+            return Err(named(Error::new(ErrorKind::InvalidFile, format!("expected a file, found {found}"))));
+        }
+        let bytes = std::fs::read(path).map_err(unreadable)?;
         let mut options = options.clone();
         if options.external_data.is_none() {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -203,102 +200,96 @@ impl OnnxModel {
         Self::load(engine, &bytes, &options).await.map_err(named)
     }
 
+    /// [`OnnxModel::load_file`], waiting for it.
+    ///
+    /// # Errors
+    /// As [`OnnxModel::load_file`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn load_file_blocking(engine: &Engine, path: impl AsRef<Path>, options: &OnnxOptions) -> Result<Self> {
+        pollster::block_on(Self::load_file(engine, path, options))
+    }
+
     /// What the graph takes.
-    pub fn inputs(&self) -> &[ValueInfo] {
-        &self.inputs
+    pub fn inputs(&self) -> Vec<ValueInfo> {
+        self.program.inputs.iter().map(|(info, _)| info.clone()).collect()
+    }
+
+    /// What a run may give instead of the constants that the model has for it.
+    pub fn optional_inputs(&self) -> &[ValueInfo] {
+        &self.program.optional_inputs
     }
 
     /// What the graph returns.
     pub fn outputs(&self) -> &[ValueInfo] {
-        &self.outputs
+        &self.program.outputs
     }
 
     /// The recurrent nodes in the order in which they run, each with its spec, or `None` if its weights are computed
     /// in each run.
     pub fn recurrent_nodes(&self) -> impl Iterator<Item = (&str, Option<&LstmSpec>)> {
-        self.nodes.iter().map(|n| (n.node.name(), n.model.as_ref().map(Lstm::spec)))
+        self.program.recurrent.iter().map(|r| (r.node.name(), r.model.as_ref().map(Lstm::spec)))
     }
 
-    /// The number of other nodes, which the CPU runtime evaluates.
+    /// The number of other nodes, which the CPU evaluates, without those whose values are constants.
     pub fn num_other_nodes(&self) -> usize {
-        self.num_others
+        self.program.num_others
     }
 
-    /// What a user should know: a graph without recurrent nodes runs wholly on the CPU runtime.
+    /// What a user should know: a graph without recurrent nodes runs wholly on the CPU.
     pub fn notice(&self) -> Option<&'static str> {
-        self.nodes.is_empty().then_some(
+        self.program.recurrent.is_empty().then_some(
             "the graph has no LSTM, GRU or RNN node (unrolled or decomposed by its exporter?): all of it runs on the CPU \
              runtime, none of it on the engine's device",
         )
     }
 
-    /// Runs the model on tensors by the names of [`inputs`](Self::inputs); returns all
-    /// [`outputs`](Self::outputs) in order.
+    /// Every step of a run in order, one a line: where it runs, and which nodes it is.
+    pub fn explain(&self) -> String {
+        let mut text = String::new();
+        self.program.explain(&self.program.plan, 0, &mut text);
+        text
+    }
+
+    /// Runs the model on tensors by the names of [`inputs`](Self::inputs) and, where wanted, of
+    /// [`optional_inputs`](Self::optional_inputs); returns all [`outputs`](Self::outputs) in order.
     ///
     /// # Errors
     /// [`InvalidInput`](ErrorKind::InvalidInput) if an input is missing, surplus, or of another type or shape than
-    /// declared, or if shapes do not fit together inside; as [`Lstm::run`], with the node.
+    /// declared, or if shapes do not fit together inside; [`Unsupported`](ErrorKind::Unsupported) if a limit of
+    /// [`OnnxOptions`] would be passed; as [`Lstm::run`], with the node.
     pub async fn run<N: AsRef<str>>(&self, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         self.evaluate(inputs).await.map_err(one_line)
     }
 
-    async fn evaluate<N: AsRef<str>>(&self, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
-        let mut values: HashMap<&str, Tensor> = self.check_inputs(inputs)?;
-        let last_stage = self.evaluated.len();
-        for stage in 0..last_stage {
-            let missing: Vec<String> =
-                self.evaluated[stage].iter().filter(|name| !self.constants.contains_key(*name)).cloned().collect();
-            for size in self.sizes.iter().filter(|size| size.stage == stage) {
-                let computed;
-                let found = match (values.get(size.name.as_str()), &self.rest) {
-                    (Some(known), _) => known,
-                    (None, Some(rest)) => {
-                        let constants = self.constants.iter().map(|(name, tensor)| (name.as_str(), tensor));
-                        let known = values.iter().map(|(name, tensor)| (*name, tensor)).chain(constants);
-                        computed = rest.evaluate(known, std::slice::from_ref(&size.name))?.remove(0);
-                        &computed
-                    }
-                    (None, None) => continue,
-                };
-                check_sizes(size, found)?;
-            }
-            if let (Some(rest), false) = (&self.rest, missing.is_empty()) {
-                let constants = self.constants.iter().map(|(name, tensor)| (name.as_str(), tensor));
-                let known = values.iter().map(|(name, tensor)| (*name, tensor)).chain(constants);
-                let found = rest.evaluate(known, &missing)?;
-                let names = self.evaluated[stage].iter().filter(|name| !self.constants.contains_key(*name));
-                values.extend(names.map(String::as_str).zip(found));
-            }
-            for node in self.nodes.iter().filter(|n| n.stage == stage) {
-                let made = node.run(&self.engine, &values, &self.constants).await;
-                for (name, tensor) in made.map_err(|e| e.context(node.node.name()))? {
-                    values.insert(name, tensor);
-                }
-            }
-        }
-        let output = |info: &ValueInfo| match values.get(info.name.as_str()).or(self.constants.get(&info.name)) {
-            Some(tensor) => Ok((info.name.clone(), declared(tensor.clone(), info.type_name))),
-            None => bail!(InvalidFile, "graph output {:?}: nothing makes it", info.name),
-        };
-        self.outputs.iter().map(output).collect()
+    /// [`OnnxModel::run`], waiting for it.
+    ///
+    /// # Errors
+    /// As [`OnnxModel::run`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn run_blocking<N: AsRef<str>>(&self, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        pollster::block_on(self.run(inputs))
     }
 
-    fn check_inputs<N: AsRef<str>>(&self, inputs: &[(N, Tensor)]) -> Result<HashMap<&str, Tensor>> {
-        let list = || self.inputs.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        let mut values: HashMap<&str, Tensor> = HashMap::new();
-        for (name, tensor) in inputs {
-            let Some(info) = self.inputs.iter().find(|info| info.name == name.as_ref()) else {
-                bail!(InvalidInput, "input {:?}: the graph has no such input; it takes {}", name.as_ref(), list());
-            };
-            info.check(tensor)?;
-            if values.insert(&info.name, tensor.clone()).is_some() {
-                bail!(InvalidInput, "input {:?}: given twice", info.name);
+    async fn evaluate<N: AsRef<str>>(&self, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        let is_optional = |name: &str| self.program.optional_inputs.iter().any(|info| info.name == name);
+        let given: BTreeSet<String> =
+            inputs.iter().map(|(name, _)| name.as_ref()).filter(|name| is_optional(name)).map(str::to_owned).collect();
+        let program = match &self.source {
+            Some((bytes, options)) if !given.is_empty() => {
+                let variants = || self.variants.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let known = variants().get(&given).cloned();
+                match known {
+                    Some(program) => program,
+                    None => {
+                        let program = Arc::new(Program::load(&self.engine, bytes, options, &given).await?);
+                        variants().insert(given, program.clone());
+                        program
+                    }
+                }
             }
-        }
-        match self.inputs.iter().find(|info| !values.contains_key(info.name.as_str())) {
-            Some(info) => bail!(InvalidInput, "input {:?}: missing; the graph takes {}", info.name, list()),
-            None => Ok(values),
-        }
+            _ => self.program.clone(),
+        };
+        program.run(&self.engine, inputs).await
     }
 }
 
@@ -307,229 +298,162 @@ fn one_line(error: Error) -> Error {
     Error::new(error.kind(), error.to_string().replace(char::is_control, " "))
 }
 
-/// Refuses sizes that no tensor of a sensible model has, before the runtime takes memory for it: a failed allocation
-/// would end the program.
-fn check_sizes(size: &SizeOperand, tensor: &Tensor) -> Result<()> {
-    const MOST_ELEMENTS: i64 = 1 << 28;
-    let sizes: Vec<i64> = match &tensor.data {
-        TensorData::I32(v) => v.iter().map(|&n| n.into()).collect(),
-        TensorData::I64(v) => v.clone(),
-        _ => return Ok(()),
-    };
-    let product = sizes.iter().try_fold(1i64, |n, &s| n.checked_mul(s.max(1)).filter(|n| *n <= MOST_ELEMENTS));
-    match product {
-        Some(_) => Ok(()),
-        None => bail!(
-            Unsupported,
-            "{}: expected a tensor of at most {MOST_ELEMENTS} elements, found sizes {:?}",
-            size.node,
-            &sizes[..sizes.len().min(8)]
-        ),
-    }
-}
-
-/// An initialiser: floats of any width as f32, integers as they are stored.
-fn constant(tensor: &super::tensor::StoredTensor<'_>, files: &ExternalFiles) -> Result<Tensor> {
-    match tensor.head.data_type {
-        2 | 3 | 6 | 7 | 9 => tensor.integers(files),
-        _ => tensor.floats(files),
-    }
-}
-
-/// The tensor as the graph declares its type.
-fn declared(tensor: Tensor, type_name: &str) -> Tensor {
-    let data = match (type_name, tensor.data) {
-        ("int64", TensorData::I32(v)) => TensorData::I64(v.into_iter().map(i64::from).collect()),
-        ("bool", TensorData::I32(v)) => TensorData::Bool(v.into_iter().map(|n| n != 0).collect()),
-        (_, data) => data,
-    };
-    Tensor { data, ..tensor }
-}
-
-impl Node {
-    /// The node's outputs that the graph names.
-    async fn run<'a>(
-        &'a self,
-        engine: &Engine,
-        values: &HashMap<&str, Tensor>,
-        constants: &HashMap<String, Tensor>,
-    ) -> Result<Vec<(&'a str, Tensor)>> {
-        let node = &self.node;
-        let get = |index: usize| -> Result<Option<&Tensor>> {
-            let Some(name) = node.input(index) else { return Ok(None) };
-            match values.get(name).or_else(|| constants.get(name)) {
-                Some(tensor) => Ok(Some(tensor)),
-                None => bail!(InvalidFile, "input {name:?}: nothing makes it"),
-            }
-        };
-        let model = match &self.model {
-            Some(model) => model.clone(),
-            None => {
-                let [w, r, b, p] = RecurrentNode::WEIGHTS.map(get);
-                self.make(engine, node.weights([w?, r?, b?, p?])?).await?
-            }
-        };
-        let x = get(0)?.expect("RecurrentNode::new: X is present");
-        let run = NodeRun::new(node, model.spec(), x, get(4)?, [get(5)?, get(6)?])?;
-        run.outputs(node, &model).await
-    }
-
-    /// The model of weights that were computed in this run; that of the last run if they are the same.
-    async fn make(&self, engine: &Engine, weights: LstmWeights) -> Result<Lstm> {
-        let made = || self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((of, model)) = &*made()
-            && *of == weights
+impl Program {
+    async fn load(engine: &Engine, bytes: &[u8], options: &OnnxOptions, given: &BTreeSet<String>) -> Result<Self> {
+        let files = ExternalFiles::new(options.external_data.clone());
+        let limits = options.limits();
+        let mut graph = import(bytes, &files, given)?;
+        for (what, info) in
+            graph.inputs.iter().map(|(i, _)| ("input", i)).chain(graph.outputs.iter().map(|o| ("output", o)))
         {
-            return Ok(model.clone());
-        }
-        let model = engine.load(&weights).await?;
-        *made() = Some((weights, model.clone()));
-        Ok(model)
-    }
-}
-
-/// The arrays of one run of a node, in the engine's order of axes.
-struct NodeRun<'a> {
-    x: &'a [f32],
-    shape: [usize; 3],
-    seq_len: usize,
-    batch_size: usize,
-    lengths: Vec<usize>,
-    /// [D, B, H]
-    states: [Option<Vec<f32>>; 2],
-    directions: usize,
-    hidden_size: usize,
-}
-
-impl<'a> NodeRun<'a> {
-    fn new(
-        node: &RecurrentNode,
-        spec: &LstmSpec,
-        x: &'a Tensor,
-        lengths: Option<&Tensor>,
-        states: [Option<&Tensor>; 2],
-    ) -> Result<Self> {
-        let layer = spec.last_layer();
-        let (directions, hidden_size) = (layer.num_directions(), layer.hidden_size);
-        let axes = match node.layout {
-            Layout::TimeMajor => "[seq_length, batch_size, input_size]",
-            Layout::BatchMajor => "[batch_size, seq_length, input_size]",
-        };
-        let shape: [usize; 3] = match x.shape.as_slice() {
-            &[a, b, input] if input == layer.input_size => [a, b, input],
-            found => bail!(InvalidInput, "X: expected {axes} with input_size = {}, found {found:?}", layer.input_size),
-        };
-        let (seq_len, batch_size) = match node.layout {
-            Layout::TimeMajor => (shape[0], shape[1]),
-            Layout::BatchMajor => (shape[1], shape[0]),
-        };
-        let lengths = match lengths {
-            None => vec![seq_len; batch_size],
-            Some(tensor) => read_lengths(tensor, seq_len, batch_size)?,
-        };
-        let state = |name: &str, tensor: Option<&Tensor>| -> Result<Option<Vec<f32>>> {
-            let Some(tensor) = tensor else { return Ok(None) };
-            let expected = match node.layout {
-                Layout::TimeMajor => [directions, batch_size, hidden_size],
-                Layout::BatchMajor => [batch_size, directions, hidden_size],
-            };
-            if tensor.shape != expected {
-                bail!(InvalidInput, "{name}: expected shape {expected:?}, found {:?}", tensor.shape);
+            if info.element_type().is_none() && !info.type_name.is_empty() {
+                bail!(Unsupported, "{what} {}: type {} is not computed", info.name, info.type_name);
             }
-            let values = tensor.expect_floats(name)?;
-            Ok(Some(match node.layout {
-                Layout::TimeMajor => values.to_vec(),
-                Layout::BatchMajor => swap_axes(values, batch_size, directions, hidden_size),
-            }))
-        };
-        let states = [state("initial_h", states[0])?, state("initial_c", states[1])?];
-        let x = x.expect_floats("X")?;
-        Ok(Self { x, shape, seq_len, batch_size, lengths, states, directions, hidden_size })
+        }
+        lower(&mut graph, limits)?;
+        types::infer(&graph.scope, &mut graph.values);
+        let num_nodes = graph.scope.num_nodes();
+        let Graph { mut inputs, optional_inputs, outputs, scope, values } = graph;
+        let mut scheduler =
+            Scheduler { values: &values, compat: options.compat, fast: options.fast, recurrent: Vec::new() };
+        let plan = scheduler.plan(scope)?;
+        let mut recurrent = scheduler.recurrent;
+        for at in 0..recurrent.len() {
+            let (before, node) = recurrent.split_at_mut(at);
+            let node = &mut node[0];
+            // One cell may stand in a graph many times.
+            node.model = match before.iter().find(|other| other.model.is_some() && node.is_twin(other)) {
+                Some(twin) => twin.model.clone(),
+                None => match node.constant_weights(&values.constants)? {
+                    Some(weights) => Some(engine.load(&weights).await.map_err(|e| e.context(node.node.name()))?),
+                    None => None,
+                },
+            };
+        }
+        let num_others = num_nodes - recurrent.len();
+        inputs.extend(optional_inputs.iter().filter(|(info, _)| given.contains(&info.name)).cloned());
+        let mut constants = values.constants;
+        let read = plan.read(&recurrent);
+        constants.retain(|id, _| read.contains(id));
+        Ok(Self {
+            inputs,
+            optional_inputs: optional_inputs.into_iter().map(|(info, _)| info).collect(),
+            outputs,
+            plan,
+            recurrent,
+            num_others,
+            num_values: values.names.len(),
+            names: values.names,
+            constants,
+            limits,
+        })
     }
 
-    async fn outputs<'n>(mut self, node: &'n RecurrentNode, model: &Lstm) -> Result<Vec<(&'n str, Tensor)>> {
-        let [y, y_h, y_c] = [0, 1, 2].map(|index| node.output(index));
-        let outputs = Outputs {
-            sequence: if y.is_some() { SequenceOutput::All } else { SequenceOutput::None },
-            final_state: y_h.is_some() || y_c.is_some(),
-            cells: false,
+    async fn run<N: AsRef<str>>(&self, engine: &Engine, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+        let mut table = Table::new(self.num_values);
+        let mut given = HashSet::new();
+        let list = || self.inputs.iter().map(|(info, _)| info.to_string()).collect::<Vec<_>>().join("; ");
+        for (name, tensor) in inputs {
+            let Some((info, id)) = self.inputs.iter().find(|(info, _)| info.name == name.as_ref()) else {
+                bail!(InvalidInput, "input {:?}: the graph has no such input; it takes {}", name.as_ref(), list());
+            };
+            let array = Array::from(info.check(tensor)?);
+            if !given.insert(*id) {
+                bail!(InvalidInput, "input {:?}: given twice", info.name);
+            }
+            table.set(*id, array.into(), self.limits)?;
+        }
+        if let Some((info, _)) = self.inputs.iter().find(|(_, id)| !given.contains(id)) {
+            bail!(InvalidInput, "input {:?}: missing; the graph takes {}", info.name, list());
+        }
+        let machine = Machine { engine, recurrent: &self.recurrent, constants: &self.constants, limits: self.limits };
+        machine.run(&self.plan, &mut table).await?;
+        let mut outputs = Vec::with_capacity(self.outputs.len());
+        for (info, &id) in self.outputs.iter().zip(&self.plan.outputs) {
+            let named = |e: Error| e.context(format!("graph output {:?}", info.name));
+            let value = machine.read(&table, id).map_err(named)?;
+            outputs.push((info, value.array("output").map_err(named)?.clone()));
+        }
+        drop(table);
+        let declared = |(info, array): (&ValueInfo, Array)| {
+            let found = array.element_type();
+            if info.element_type().is_some_and(|element| element != found) {
+                bail!(
+                    InvalidFile,
+                    "graph output {:?}: expected type {}, as declared, found {}",
+                    info.name,
+                    info.type_name,
+                    found.name()
+                );
+            }
+            Ok((info.name.clone(), array.into_tensor()))
         };
-        let states = std::mem::take(&mut self.states);
-        let mut batch = SequenceBatch::new(self.x, self.shape, node.layout)?.lengths(&self.lengths)?.outputs(outputs);
-        if let Some(h) = &states[0] {
-            batch = batch.h_0(h);
-        }
-        if let Some(c) = &states[1] {
-            batch = batch.c_0(c);
-        }
-        let result = model.run(&batch).await?;
-        let (directions, hidden) = (self.directions, self.hidden_size);
-        let mut made = Vec::new();
-        if let (Some(name), Some(output)) = (y, result.output) {
-            // The engine has the directions side by side in a row.
-            let (shape, values) = match node.layout {
-                Layout::TimeMajor => {
-                    let mut values = Vec::with_capacity(output.len());
-                    for rows in output.chunks_exact((self.batch_size * directions * hidden).max(1)) {
-                        values.extend(swap_axes(rows, self.batch_size, directions, hidden));
-                    }
-                    (vec![self.seq_len, directions, self.batch_size, hidden], values)
+        outputs.into_iter().map(declared).collect()
+    }
+
+    fn explain(&self, plan: &Plan, depth: usize, text: &mut String) {
+        let indent = "  ".repeat(depth);
+        for step in &plan.steps {
+            // Writing to a string cannot fail.
+            let _ = match &step.work {
+                Work::Host(node) => writeln!(text, "{indent}host: {}", node.label()),
+                Work::Segment(segment) => {
+                    let place = match segment.why_slow() {
+                        None => "CPU runtime".to_owned(),
+                        Some(why) => format!("host, since the CPU runtime refuses ({why})"),
+                    };
+                    let labels: Vec<String> = segment.nodes.iter().map(|n| n.op_type.clone()).collect();
+                    let outputs: Vec<&str> = segment.outputs.iter().map(|&id| self.names[id].as_str()).collect();
+                    writeln!(text, "{indent}{place}: {} -> {}", labels.join(", "), outputs.join(", "))
                 }
-                Layout::BatchMajor => (vec![self.batch_size, self.seq_len, directions, hidden], output),
+                Work::Recurrent(index) => {
+                    let recurrent = &self.recurrent[*index];
+                    let weights = if recurrent.model.is_some() { "" } else { ", weights computed in each run" };
+                    writeln!(text, "{indent}engine: {}{weights}", recurrent.node.name())
+                }
+                Work::If(node, [otherwise, then]) => {
+                    let _ = writeln!(text, "{indent}host: {}, then", node.label());
+                    self.explain(then, depth + 1, text);
+                    let _ = writeln!(text, "{indent}else");
+                    self.explain(otherwise, depth + 1, text);
+                    Ok(())
+                }
+                Work::Loop(node, body) | Work::Scan(node, body) => {
+                    let _ = writeln!(text, "{indent}host: {}, in each iteration", node.label());
+                    self.explain(body, depth + 1, text);
+                    Ok(())
+                }
             };
-            made.push((name, Tensor::floats(shape, values)?));
-        }
-        for (name, state) in [(y_h, result.h_n), (y_c, result.c_n)] {
-            if let (Some(name), Some(state)) = (name, state) {
-                made.push((name, self.state(node.layout, state)?));
-            }
-        }
-        Ok(made)
-    }
-
-    /// A final state in the node's layout; zero for a sequence of length 0, as onnxruntime has it where the operator's
-    /// text is silent.
-    fn state(&self, layout: Layout, mut state: Vec<f32>) -> Result<Tensor> {
-        let (directions, hidden) = (self.directions, self.hidden_size);
-        for (row, values) in state.chunks_exact_mut(hidden).enumerate() {
-            if self.lengths[row % self.batch_size] == 0 {
-                values.fill(0.0);
-            }
-        }
-        match layout {
-            Layout::TimeMajor => Tensor::floats(vec![directions, self.batch_size, hidden], state),
-            Layout::BatchMajor => {
-                let values = swap_axes(&state, directions, self.batch_size, hidden);
-                Tensor::floats(vec![self.batch_size, directions, hidden], values)
-            }
         }
     }
 }
 
-/// [a, b, width] → [b, a, width]
-fn swap_axes(values: &[f32], a: usize, b: usize, width: usize) -> Vec<f32> {
-    let mut swapped = Vec::with_capacity(values.len());
-    for j in 0..b {
-        for i in 0..a {
-            swapped.extend_from_slice(&values[(i * b + j) * width..][..width]);
+impl Plan {
+    /// All values that a run reads; weights of recurrent nodes that are loaded are read no more.
+    fn read(&self, recurrent: &[Recurrent]) -> HashSet<ValueId> {
+        let mut read: HashSet<ValueId> = self.outputs.iter().copied().collect();
+        for step in &self.steps {
+            match &step.work {
+                Work::Host(node) => read.extend(node.inputs.iter().flatten()),
+                Work::Segment(_) => {}
+                Work::Recurrent(index) => read.extend(recurrent[*index].run_inputs()),
+                Work::If(node, branches) => {
+                    read.extend(node.inputs.iter().flatten());
+                    branches.iter().for_each(|plan| read.extend(plan.read(recurrent)));
+                }
+                Work::Loop(node, body) | Work::Scan(node, body) => {
+                    read.extend(node.inputs.iter().flatten());
+                    read.extend(body.read(recurrent));
+                }
+            }
         }
+        read
     }
-    swapped
 }
 
-/// `sequence_lens`, int32 by the operator's text and int64 by some exporters.
-fn read_lengths(tensor: &Tensor, seq_len: usize, batch_size: usize) -> Result<Vec<usize>> {
-    if tensor.shape != [batch_size] {
-        bail!(InvalidInput, "sequence_lens: expected [batch_size] = [{batch_size}], found shape {:?}", tensor.shape);
+impl ValueInfo {
+    /// The type of the elements, if it is one that is computed.
+    pub(super) fn element_type(&self) -> Option<ElementType> {
+        ElementType::named(self.type_name)
     }
-    let wide: Vec<i64> = match &tensor.data {
-        TensorData::I32(v) => v.iter().map(|&n| n.into()).collect(),
-        TensorData::I64(v) => v.clone(),
-        other => bail!(InvalidInput, "sequence_lens: expected type int32 or int64, found {}", other.type_name()),
-    };
-    let length = |(b, n): (usize, i64)| match usize::try_from(n) {
-        Ok(length) if length <= seq_len => Ok(length),
-        _ => bail!(InvalidInput, "sequence_lens[{b}]: expected 0 to seq_length {seq_len}, found {n}"),
-    };
-    wide.into_iter().enumerate().map(length).collect()
 }

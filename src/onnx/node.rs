@@ -147,11 +147,6 @@ impl RecurrentNode {
         &self.name
     }
 
-    /// The name of input `index`, if present.
-    pub(super) fn input(&self, index: usize) -> Option<&str> {
-        self.inputs.get(index).map(String::as_str).filter(|name| !name.is_empty())
-    }
-
     /// The name of output `index`, if present.
     pub(super) fn output(&self, index: usize) -> Option<&str> {
         self.outputs.get(index).map(String::as_str).filter(|name| !name.is_empty())
@@ -160,10 +155,9 @@ impl RecurrentNode {
     /// Positions of the inputs that are weights: W, R, B and P.
     pub(super) const WEIGHTS: [usize; 4] = [1, 2, 3, 7];
 
-    /// Whether the same model serves both nodes.
-    pub(super) fn has_weights_of(&self, other: &Self) -> bool {
-        let same = Self::WEIGHTS.into_iter().all(|index| self.input(index) == other.input(index));
-        same && self.operator == other.operator
+    /// Whether weights that are the same make the same model of both nodes.
+    pub(super) fn is_same_cell(&self, other: &Self) -> bool {
+        self.operator == other.operator
             && (self.direction, self.hidden_size, self.cell) == (other.direction, other.hidden_size, other.cell)
     }
 
@@ -508,7 +502,7 @@ mod tests {
             (Some(2.5), true, true)
         );
         assert_eq!((read.layout, read.direction), (Layout::BatchMajor, Direction::Bidirectional));
-        assert_eq!((read.input(3), read.output(0), read.output(1)), (None, None, Some("y_h")));
+        assert_eq!((read.output(0), read.output(1)), (None, Some("y_h")));
         let gru = node(Operator::Gru, vec![integer("linear_before_reset", 1), integer("hidden_size", 4)]).unwrap();
         assert!(matches!(gru.cell, CellSpec::Gru(GruCell { linear_before_reset: true, .. })));
         // Writers of proto3 leave out zeros.

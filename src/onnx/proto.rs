@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result, bail};
 
 /// Numbers of the fields of `ModelProto` and `GraphProto`.
 pub(super) mod field {
+    pub(in super::super) const MODEL_IR_VERSION: u64 = 1;
     pub(in super::super) const MODEL_GRAPH: u64 = 7;
     pub(in super::super) const MODEL_OPSET: u64 = 8;
     pub(in super::super) const MODEL_FUNCTIONS: u64 = 25;
@@ -14,11 +15,16 @@ pub(super) mod field {
     pub(in super::super) const GRAPH_INITIALIZER: u64 = 5;
     pub(in super::super) const GRAPH_INPUT: u64 = 11;
     pub(in super::super) const GRAPH_OUTPUT: u64 = 12;
-    pub(in super::super) const GRAPH_VALUE_INFO: u64 = 13;
+    pub(in super::super) const GRAPH_SPARSE_INITIALIZER: u64 = 15;
     pub(in super::super) const NODE_ATTRIBUTE: u64 = 5;
+    pub(in super::super) const ATTRIBUTE_TENSOR: u64 = 5;
     pub(in super::super) const ATTRIBUTE_GRAPH: u64 = 6;
+    pub(in super::super) const ATTRIBUTE_TENSORS: u64 = 10;
     pub(in super::super) const ATTRIBUTE_GRAPHS: u64 = 11;
-    pub(in super::super) const NODE_OP_TYPE: u64 = 4;
+    pub(in super::super) const ATTRIBUTE_SPARSE_TENSOR: u64 = 22;
+    pub(in super::super) const FUNCTION_NODE: u64 = 7;
+    pub(in super::super) const FUNCTION_OPSET: u64 = 9;
+    pub(in super::super) const FUNCTION_ATTRIBUTE_DEFAULT: u64 = 11;
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -35,9 +41,26 @@ pub(super) struct NodeProto {
     pub(super) attribute: Vec<AttributeProto>,
     #[prost(string, tag = "7")]
     pub(super) domain: String,
+    #[prost(string, tag = "8")]
+    pub(super) overload: String,
 }
 
-/// Tensors and graphs among attributes are left undecoded: no recurrent operator has one.
+/// A function of the model without its nodes, defaults and imports.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct FunctionHead {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(string, repeated, tag = "4")]
+    pub(super) input: Vec<String>,
+    #[prost(string, repeated, tag = "5")]
+    pub(super) output: Vec<String>,
+    #[prost(string, tag = "10")]
+    pub(super) domain: String,
+    #[prost(string, tag = "13")]
+    pub(super) overload: String,
+}
+
+/// Without tensors and graphs, which are read apart.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct AttributeProto {
     #[prost(string, tag = "1")]
@@ -65,6 +88,7 @@ impl AttributeProto {
     pub(super) const INT: i32 = 2;
     pub(super) const STRING: i32 = 3;
     pub(super) const FLOATS: i32 = 6;
+    pub(super) const INTS: i32 = 7;
     pub(super) const STRINGS: i32 = 8;
 
     /// Whether the attribute is of this type; a file that does not tell has a value of it and of no other.
@@ -74,7 +98,7 @@ impl AttributeProto {
             (Self::INT, self.i.is_some()),
             (Self::STRING, self.s.is_some()),
             (Self::FLOATS, !self.floats.is_empty()),
-            (7, !self.ints.is_empty()),
+            (Self::INTS, !self.ints.is_empty()),
             (Self::STRINGS, !self.strings.is_empty()),
         ];
         let no_other = has.iter().all(|(of, has)| *of == kind || !has);

@@ -48,6 +48,13 @@ pub fn examples_in(folder: &std::path::Path) -> Vec<Example> {
                 Dtype::I32 => {
                     TensorData::I32(view.data().as_chunks().0.iter().map(|w| i32::from_le_bytes(*w)).collect())
                 }
+                Dtype::F64 => {
+                    TensorData::F64(view.data().as_chunks().0.iter().map(|w| f64::from_le_bytes(*w)).collect())
+                }
+                Dtype::F16 => {
+                    TensorData::F16(view.data().as_chunks().0.iter().map(|w| half::f16::from_le_bytes(*w)).collect())
+                }
+                Dtype::BOOL => TensorData::Bool(view.data().iter().map(|&b| b != 0).collect()),
                 Dtype::I64 => {
                     TensorData::I64(view.data().as_chunks().0.iter().map(|w| i64::from_le_bytes(*w)).collect())
                 }
@@ -91,9 +98,27 @@ impl Example {
             if tensor.shape != expected.shape || expected.shape.iter().product::<usize>() == 0 {
                 return Err(format!("{name}, {output}: expected shape {:?}, found {:?}", expected.shape, tensor.shape));
             }
-            for (i, (f, e)) in floats(tensor).iter().zip(floats(expected)).enumerate() {
-                if !((f - e).abs() <= 1e-5) {
-                    return Err(format!("{name}, {output}, element {i}: found {f}, expected {e}"));
+            match (&tensor.data, &expected.data) {
+                (TensorData::F32(found), TensorData::F32(expected)) => {
+                    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+                        if !((f - e).abs() <= 1e-5) {
+                            return Err(format!("{name}, {output}, element {i}: found {f}, expected {e}"));
+                        }
+                    }
+                }
+                (TensorData::F16(found), TensorData::F16(expected)) => {
+                    // One unit in the last place: what was rounded differed in its last bits before.
+                    let near = |f: half::f16, e: half::f16| f.to_bits().abs_diff(e.to_bits()) <= 1;
+                    if let Some(i) = (0..found.len()).find(|&i| !near(found[i], expected[i])) {
+                        return Err(format!(
+                            "{name}, {output}, element {i}: found {}, expected {}",
+                            found[i], expected[i]
+                        ));
+                    }
+                }
+                (found, expected) if found == expected => {}
+                (found, expected) => {
+                    return Err(format!("{name}, {output}: expected {expected:?}, found {found:?}"));
                 }
             }
         }

@@ -58,7 +58,7 @@ pub(crate) struct BudgetOption {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelOption {
-    /// Weights: a safetensors file (names of PyTorch, Candle or Burn), a PyTorch checkpoint (.pt, .pth) or a Keras model (.keras, .h5); `run` and `info` take ONNX models (.onnx) too
+    /// Weights: a safetensors file (names of PyTorch, Candle or Burn), a PyTorch checkpoint (.pt, .pth) or a Keras model (.keras, .h5); or an ONNX model (.onnx)
     pub(crate) model: PathBuf,
     /// What stands before the network's own tensor names, for example `encoder.lstm`, or a layer of a Keras model; needed if there are several
     #[arg(long, value_name = "PREFIX")]
@@ -112,11 +112,12 @@ pub(crate) struct InfoOptions {
 pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) model: ModelOption,
-    /// Sequences: .npz with the array x and if wanted lengths, h_0, c_0; or .npy with x alone. For an ONNX model: the
-    /// arrays that the graph names as inputs
+    /// Sequences: .npz with the array x and if wanted lengths, h_0, c_0; or .npy with x alone; `-` is the standard input.
+    /// For an ONNX model: the arrays that the graph names as inputs
     #[arg(short, long, value_name = "FILE")]
     pub(crate) input: PathBuf,
-    /// Results: .npz with output, h_n and c_n; or .npy with output alone. Of an ONNX model: all outputs by name
+    /// Results: .npz with output, h_n and c_n; or .npy with output alone; `-` is .npz on the standard output. Of an ONNX
+    /// model: all outputs by name
     #[arg(short, long, value_name = "FILE", required_unless_present_any = ["verify", "expect"], value_parser = array_path)]
     pub(crate) output: Option<PathBuf>,
     /// Axes of x and output: [B, T, features] or [T, B, features]
@@ -143,12 +144,19 @@ pub(crate) struct RunOptions {
     /// Where ONNX and onnxruntime part: as the operator's text says, or as onnxruntime does [default: operator]
     #[arg(long, value_enum, value_name = "WHICH")]
     pub(crate) onnx_compat: Option<OnnxCompatName>,
-    /// Say how the batch runs: chunks, tiles, dispatches, bytes, and why (not for ONNX models)
+    /// Say how the batch runs: chunks, tiles, dispatches, bytes, and why; of an ONNX model: where each node runs
     #[arg(long, conflicts_with = "quiet")]
     pub(crate) explain: bool,
     /// Print failures only: no summary, no progress bar
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+impl RunOptions {
+    /// Whether only failures are told: results on the standard output leave no room for anything else.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet || self.output.as_deref() == Some(std::path::Path::new("-"))
+    }
 }
 
 /// `OnnxCompat` by name.
@@ -164,6 +172,10 @@ pub(crate) enum OnnxCompatName {
 pub(crate) struct BenchOptions {
     #[command(flatten)]
     pub(crate) model: ModelOption,
+    /// Arrays for an ONNX model, by the names of its inputs, as `lstm run` takes them; without, random numbers for inputs
+    /// of fixed sizes. --batch and --len are for other models
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
     /// Batch sizes
     #[arg(long, value_name = "B,B,…", value_delimiter = ',', default_value = "1,16,64", value_parser = positive)]
     pub(crate) batch: Vec<usize>,
@@ -228,9 +240,12 @@ fn tolerance(text: &str) -> Result<f64, String> {
 
 fn array_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
+    if text == "-" {
+        return Ok(path);
+    }
     match path.extension().and_then(|e| e.to_str()) {
         Some("npz" | "npy") => Ok(path),
-        _ => Err(format!("expected a name that ends in .npz or .npy, found {text:?}")),
+        _ => Err(format!("expected a name that ends in .npz or .npy, or -, found {text:?}")),
     }
 }
 

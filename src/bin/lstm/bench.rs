@@ -17,7 +17,7 @@ use crate::model;
 use crate::progress::with_bar;
 use crate::run::engine_options;
 
-const BUDGET: Duration = Duration::from_secs(2);
+pub(crate) const BUDGET: Duration = Duration::from_secs(2);
 
 /// A timed case, or why there is none.
 struct Row {
@@ -36,6 +36,12 @@ struct Measured {
 }
 
 pub(crate) fn bench(options: &BenchOptions) -> Result<()> {
+    if crate::onnx::is_onnx(&options.model.model) {
+        return crate::onnx::bench(options);
+    }
+    if options.input.is_some() {
+        return Err(Failure::Usage("--input: expected a model ending in .onnx".into()));
+    }
     let weights = options.weights.weights.of(model::read(&options.model)?)?;
     if !options.json {
         say!("model: {}", describe(weights.spec()))?;

@@ -140,7 +140,7 @@ impl Input {
                 Ok(values.iter().map(|&n| n as usize).collect())
             }
             // Numpy makes floats easily; whole ones are clear.
-            Data::F32(_) | Data::F64(_) => {
+            Data::F32(_) | Data::F64(_) | Data::Uint(_) => {
                 let values = array.to_f64();
                 if let Some(b) = values.iter().position(|&n| !good(n)) {
                     fail!("lengths[{b}]: expected a whole number from 0 to {seq_len} (T of x), found {}", values[b]);

@@ -5,7 +5,7 @@
 //! Not here: what the arrays mean (`input`, `run`).
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use npyz::npz::{NpzWriter, array_name_from_file_name, file_name_from_array_name};
@@ -30,8 +30,10 @@ pub(crate) enum Data {
     /// float16 and float32.
     F32(Vec<f32>),
     F64(Vec<f64>),
-    /// All integer types and bool; a uint64 that does not fit is the largest i64.
+    /// All integer types and bool.
     Int(Vec<i64>),
+    /// uint64 where a number is beyond int64.
+    Uint(Vec<u64>),
 }
 
 impl Array {
@@ -46,7 +48,9 @@ impl Array {
                 }
                 Ok(values.into_iter().map(|v| v as f32).collect())
             }
-            Data::Int(_) => fail!("{name}: expected floating point, found integers; convert with astype(\"float32\")"),
+            Data::Int(_) | Data::Uint(_) => {
+                fail!("{name}: expected floating point, found integers; convert with astype(\"float32\")")
+            }
         }
     }
 
@@ -56,6 +60,7 @@ impl Array {
             Data::F32(values) => values.iter().map(|&v| v.into()).collect(),
             Data::F64(values) => values.clone(),
             Data::Int(values) => values.iter().map(|&v| v as f64).collect(),
+            Data::Uint(values) => values.iter().map(|&v| v as f64).collect(),
         }
     }
 }
@@ -67,9 +72,19 @@ pub(crate) struct ArrayFile {
 }
 
 enum Kind {
-    Npz { zip: ZipArchive<BufReader<File>>, file_bytes: u64 },
-    Npy { name: String, reader: BufReader<File>, file_bytes: u64 },
+    Npz { zip: ZipArchive<Source>, file_bytes: u64 },
+    Npy { name: String, reader: Source, file_bytes: u64 },
 }
+
+/// A file, or all of the standard input.
+type Source = Box<dyn ReadSeek>;
+
+trait ReadSeek: Read + Seek {}
+
+impl<T: Read + Seek> ReadSeek for T {}
+
+/// The name of the standard input and output.
+const STANDARD: &str = "-";
 
 impl ArrayFile {
     /// Opens the file; `single` names the array of a `.npy` file.
@@ -108,13 +123,22 @@ impl ArrayFile {
 
 impl Kind {
     fn open(path: &Path, single: &str) -> Result<Self> {
-        let file = File::open(path).map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
-        if metadata.is_dir() {
-            fail!("expected a .npz or .npy file, found a directory");
-        }
-        let file_bytes = metadata.len();
-        let mut reader = BufReader::new(file);
+        let (mut reader, file_bytes): (Source, u64) = if path == Path::new(STANDARD) {
+            let bytes = read_standard_input()?;
+            let count = bytes.len() as u64;
+            (Box::new(Cursor::new(bytes)), count)
+        } else {
+            // Before it is opened: a pipe without a writer would wait for ever.
+            let metadata = std::fs::metadata(path).map_err(unreadable)?;
+            match metadata.file_type() {
+                kind if kind.is_dir() => fail!("expected a .npz or .npy file, found a directory"),
+                kind if !kind.is_file() => {
+                    fail!("expected a .npz or .npy file, found a pipe or device; use - for the standard input")
+                }
+                _ => {}
+            }
+            (Box::new(BufReader::new(File::open(path).map_err(unreadable)?)), metadata.len())
+        };
         let mut magic = Vec::new();
         reader.by_ref().take(6).read_to_end(&mut magic).map_err(unreadable)?;
         reader.seek(SeekFrom::Start(0)).map_err(unreadable)?;
@@ -131,6 +155,17 @@ impl Kind {
     }
 }
 
+/// All of the standard input, which may not be endless.
+fn read_standard_input() -> Result<Vec<u8>> {
+    const MOST_BYTES: u64 = 16 << 30;
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        fail!("expected at most {MOST_BYTES} bytes, found more");
+    }
+    Ok(bytes)
+}
+
 fn unreadable(error: std::io::Error) -> Failure {
     Failure::Data(format!("cannot be read: {error}"))
 }
@@ -139,7 +174,7 @@ fn damaged(error: impl std::fmt::Display) -> Failure {
     Failure::Data(format!("damaged: {error}"))
 }
 
-fn read_entry(zip: &mut ZipArchive<BufReader<File>>, file_bytes: u64, name: &str) -> Result<Option<Array>> {
+fn read_entry(zip: &mut ZipArchive<Source>, file_bytes: u64, name: &str) -> Result<Option<Array>> {
     /// Deflate turns at most 1032 bytes into one (RFC 1951: 258 bytes for two bits).
     const MOST_PER_BYTE: u64 = 1032;
     let entry = match zip.by_name(&file_name_from_array_name(name)) {
@@ -188,7 +223,11 @@ fn read_npy(mut reader: impl Read, size_bytes: u64) -> Result<Array> {
         (TypeChar::Uint, 1) => Data::Int(of.read(&mut reader, |v: u8| v.into())?),
         (TypeChar::Uint, 2) => Data::Int(of.read(&mut reader, |v: u16| v.into())?),
         (TypeChar::Uint, 4) => Data::Int(of.read(&mut reader, |v: u32| v.into())?),
-        (TypeChar::Uint, 8) => Data::Int(of.read(&mut reader, |v: u64| i64::try_from(v).unwrap_or(i64::MAX))?),
+        (TypeChar::Uint, 8) => {
+            let values = of.read(&mut reader, |v: u64| v)?;
+            let small: Option<Vec<i64>> = values.iter().map(|&v| i64::try_from(v).ok()).collect();
+            small.map_or(Data::Uint(values), Data::Int)
+        }
         _ => fail!("expected floating point or integers, found type {}", dtype.descr()),
     };
     // A zip entry checks its sum when its end is read.
@@ -300,11 +339,17 @@ pub(crate) struct Output<'a> {
 /// The elements of an array to write.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Values<'a> {
+    F16(&'a [half::f16]),
     F32(&'a [f32]),
+    F64(&'a [f64]),
     I8(&'a [i8]),
+    I16(&'a [i16]),
     I32(&'a [i32]),
     I64(&'a [i64]),
     U8(&'a [u8]),
+    U16(&'a [u16]),
+    U32(&'a [u32]),
+    U64(&'a [u64]),
     Bool(&'a [bool]),
 }
 
@@ -312,11 +357,17 @@ pub(crate) enum Values<'a> {
 macro_rules! with_slice {
     ($values:expr, $slice:ident => $body:expr) => {
         match $values {
+            Values::F16($slice) => $body,
             Values::F32($slice) => $body,
+            Values::F64($slice) => $body,
             Values::I8($slice) => $body,
+            Values::I16($slice) => $body,
             Values::I32($slice) => $body,
             Values::I64($slice) => $body,
             Values::U8($slice) => $body,
+            Values::U16($slice) => $body,
+            Values::U32($slice) => $body,
+            Values::U64($slice) => $body,
             Values::Bool($slice) => $body,
         }
     };
@@ -324,10 +375,16 @@ macro_rules! with_slice {
 
 /// Writes all arrays as `.npz`, or the first alone if the path ends in `.npy`.
 pub(crate) fn write(path: &Path, arrays: &[Output<'_>]) -> Result<()> {
+    if path == Path::new(STANDARD) {
+        let mut bytes = Cursor::new(Vec::new());
+        let written = write_npz(NpzWriter::new(&mut bytes), arrays);
+        let written = written.and_then(|()| std::io::stdout().lock().write_all(bytes.get_ref()));
+        return written.map_err(|e| Failure::Data(format!("standard output: cannot be written: {e}")));
+    }
     let written = if path.extension().is_some_and(|e| e == "npy") {
         write_npy(path, &arrays[0])
     } else {
-        write_npz(path, arrays)
+        NpzWriter::create(path).and_then(|npz| write_npz(npz, arrays))
     };
     written.map_err(|e| Failure::Data(format!("{}: cannot be written: {e}", path.display())))
 }
@@ -343,8 +400,7 @@ fn write_npy(path: &Path, array: &Output<'_>) -> std::io::Result<()> {
     file.flush()
 }
 
-fn write_npz(path: &Path, arrays: &[Output<'_>]) -> std::io::Result<()> {
-    let mut npz = NpzWriter::create(path)?;
+fn write_npz<W: Write + Seek>(mut npz: NpzWriter<W>, arrays: &[Output<'_>]) -> std::io::Result<()> {
     for array in arrays {
         let shape: Vec<u64> = array.shape.iter().map(|&n| n as u64).collect();
         // Stored, as numpy.savez does; a fixed date, so that equal arrays give equal files.
@@ -422,7 +478,8 @@ mod tests {
         assert_eq!(read("<i4", &[3, 0, 0, 0, 255, 255, 255, 255]), Data::Int(vec![3, -1]));
         assert_eq!(read("|u1", &[3, 200]), Data::Int(vec![3, 200]));
         let large = [7u64.to_le_bytes(), u64::MAX.to_le_bytes()].concat();
-        assert_eq!(read("<u8", &large), Data::Int(vec![7, i64::MAX]));
+        assert_eq!(read("<u8", &large), Data::Uint(vec![7, u64::MAX]));
+        assert_eq!(read("<u8", &7u64.to_le_bytes().repeat(2)), Data::Int(vec![7, 7]));
     }
 
     #[test]

@@ -35,13 +35,13 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     if let Some(path) = &options.output {
         check_folder(path)?;
     }
-    let states_wanted = options.output.as_deref().is_none_or(|path| path.extension().is_some_and(|e| e == "npz"))
+    let states_wanted = options.output.as_deref().is_none_or(|path| path.extension().is_none_or(|e| e == "npz"))
         || options.verify.is_some()
         || expected.is_some();
     let batch =
         input.batch()?.outputs(Outputs { sequence: SequenceOutput::All, final_state: states_wanted, cells: false });
     batch.validate(weights.spec()).map_err(|e| Failure::from(e).context(options.input.display()))?;
-    let say_unless_quiet = |line: String| if options.quiet { Ok(()) } else { say!("{line}") };
+    let say_unless_quiet = |line: String| if options.is_quiet() { Ok(()) } else { say!("{line}") };
     say_unless_quiet(format!("model: {}", describe(weights.spec())))?;
     say_unless_quiet(input.summary())?;
 
@@ -57,7 +57,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
         say_unless_quiet(format!("auto: {choice}"))?;
     }
     let start = Instant::now();
-    let result = with_bar("running", options.quiet, |progress| lstm.run_with_progress(&batch, progress))?;
+    let result = with_bar("running", options.is_quiet(), |progress| lstm.run_with_progress(&batch, progress))?;
     say_unless_quiet(format!("ran in {} ms, first-run set-up included", milliseconds(start.elapsed().as_secs_f64())))?;
 
     let results = Results::new(weights.spec(), &input, &result);
@@ -68,7 +68,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
         let list: Vec<String> = written.iter().map(|a| format!("{} {:?}", a.name, a.shape)).collect();
         say_unless_quiet(format!("wrote {}: {}", path.display(), list.join(", ")))?;
     }
-    let verified = options.verify.map(|which| verify_run([&weights, &as_read], &batch, &result, which, options.quiet));
+    let verified =
+        options.verify.map(|which| verify_run([&weights, &as_read], &batch, &result, which, options.is_quiet()));
     let compared = expected.map(|arrays| compare_run(&arrays, &results, &batch, options));
     // Both are reported before the first failure ends the program.
     verified.unwrap_or(Ok(()))?;
@@ -181,7 +182,7 @@ fn compare_run(
     options: &RunOptions,
 ) -> Result<()> {
     let mut failures = Vec::new();
-    if !options.quiet {
+    if !options.is_quiet() {
         say!("expect: rtol {:e}, atol {:e}", options.rtol, options.atol)?;
     }
     for (name, array) in expected {
@@ -197,7 +198,7 @@ fn compare_run(
             continue;
         }
         let comparison = Comparison::new(name, &found.1, found.2, &array.to_f64(), options.rtol, options.atol);
-        if !options.quiet {
+        if !options.is_quiet() {
             say!("  {comparison}")?;
         }
         if !comparison.passed() {
