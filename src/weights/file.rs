@@ -10,13 +10,13 @@
 use std::path::Path;
 
 use super::LstmWeights;
-#[cfg(feature = "pytorch")]
-use super::pytorch::legacy;
 #[cfg(any(feature = "safetensors", feature = "pytorch"))]
 use super::shards::{self, Index};
 #[cfg(any(feature = "safetensors", feature = "pytorch"))]
 use super::source::shown;
-use super::source::{FileContents, HEAD_BYTES, ReadOptions, foreign, is_safetensors, read_bytes};
+use super::source::{
+    FileContents, HEAD_BYTES, ReadOptions, foreign, is_json, is_safetensors, is_stream, is_tar, read_bytes,
+};
 #[cfg(any(feature = "safetensors", feature = "pytorch"))]
 use super::state_dict::StateDict;
 use crate::error::{Result, bail};
@@ -242,12 +242,10 @@ impl Format {
         if head.starts_with(b"\x89HDF\r\n\x1a\n") {
             return Ok(Self::Hdf5);
         }
-        #[cfg(feature = "pytorch")]
-        if legacy::is_stream(head) || legacy::is_tar(head) {
+        if is_stream(head) || is_tar(head) {
             return Ok(Self::Checkpoint);
         }
-        #[cfg(any(feature = "safetensors", feature = "pytorch"))]
-        if shards::is_json(head) {
+        if is_json(head) {
             return Ok(Self::Json);
         }
         match foreign(head, file_bytes) {

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use super::LstmWeights;
 use super::shards::refuse_lone_shard;
-use super::source::{HEAD_BYTES, ReadOptions, foreign, read_bytes};
+use super::source::{HEAD_BYTES, ReadOptions, foreign, is_stream, is_tar, read_bytes};
 use super::state_dict::StateDict;
 use crate::error::{Result, bail};
 
@@ -22,7 +22,7 @@ use archive::Archive;
 use search::{Records, search};
 
 pub(crate) mod archive;
-pub(crate) mod legacy;
+mod legacy;
 mod pickle;
 mod search;
 
@@ -71,7 +71,7 @@ pub fn list_prefixes(bytes: &[u8]) -> Result<Vec<String>> {
 
 /// Refuses what cannot be a checkpoint by its first bytes.
 fn check_head(head: &[u8], file_bytes: u64) -> Result<()> {
-    if head.starts_with(b"PK") || legacy::is_stream(head) || legacy::is_tar(head) {
+    if head.starts_with(b"PK") || is_stream(head) || is_tar(head) {
         return Ok(());
     }
     match foreign(head, file_bytes) {
@@ -84,8 +84,8 @@ fn check_head(head: &[u8], file_bytes: u64) -> Result<()> {
 pub(crate) fn state_dict(bytes: &[u8]) -> Result<StateDict<'_>> {
     check_head(&bytes[..bytes.len().min(HEAD_BYTES)], bytes.len() as u64)?;
     match bytes {
-        _ if legacy::is_stream(bytes) => legacy::stream(bytes),
-        _ if legacy::is_tar(bytes) => legacy::tar(bytes),
+        _ if is_stream(bytes) => legacy::stream(bytes),
+        _ if is_tar(bytes) => legacy::tar(bytes),
         _ => zip(bytes),
     }
 }

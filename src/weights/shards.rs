@@ -77,12 +77,6 @@ impl Index {
     }
 }
 
-/// Whether a file begins as JSON does, which an index is.
-pub(super) fn is_json(head: &[u8]) -> bool {
-    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
-    head.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
-}
-
 /// Refuses an index that is too large for one.
 pub(super) fn check_size(file_bytes: u64) -> Result<()> {
     if file_bytes > MAX_BYTES {

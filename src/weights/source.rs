@@ -4,7 +4,7 @@
 //! Out: [`ReadOptions`], [`FileContents`]; the bytes, after a look at the first of them.
 //! Not here: any format.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -78,6 +78,25 @@ pub(crate) const HEAD_BYTES: usize = 512;
 pub(crate) fn is_safetensors(head: &[u8], file_bytes: u64) -> bool {
     let header_bytes = head.first_chunk().map(|&word| u64::from_le_bytes(word));
     header_bytes.is_some_and(|header_bytes| header_bytes <= file_bytes.saturating_sub(8)) && head.get(8) == Some(&b'{')
+}
+
+/// Whether a file begins as `torch.save` wrote from PyTorch 0.2 to 1.5: with the pickle, of any protocol, of the magic
+/// number 0x1950a86a20f9469cfc6c.
+pub(crate) fn is_stream(head: &[u8]) -> bool {
+    const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+    const LONGEST: usize = 32;
+    head.first() == Some(&0x80) && head[..head.len().min(LONGEST)].windows(MAGIC.len()).any(|bytes| bytes == MAGIC)
+}
+
+/// Whether a file begins with the header of a tar archive.
+pub(crate) fn is_tar(head: &[u8]) -> bool {
+    head.get(257..262) == Some(b"ustar")
+}
+
+/// Whether a file begins as a JSON object does, which the index of a model in several files is.
+pub(crate) fn is_json(head: &[u8]) -> bool {
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    head.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 /// A format that is often taken for weights.
@@ -182,19 +201,23 @@ fn text(head: &[u8]) -> Option<Foreign> {
 }
 
 /// A name from a file as messages show it: control characters escaped, cut if long.
+#[cfg(any(test, feature = "safetensors", feature = "pytorch"))]
 pub(crate) fn shown(name: &str) -> Shown<'_> {
     Shown { text: name, longest: 80 }
 }
 
 /// See [`shown`].
+#[cfg(any(test, feature = "safetensors", feature = "pytorch"))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shown<'a> {
     text: &'a str,
     longest: usize,
 }
 
+#[cfg(any(test, feature = "safetensors", feature = "pytorch"))]
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
         for (i, c) in self.text.chars().enumerate() {
             if i == self.longest {
                 return f.write_char('…');

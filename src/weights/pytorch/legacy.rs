@@ -17,28 +17,14 @@ use std::collections::BTreeMap;
 use super::pickle::{self, Global, Key, MAX_TENSORS, Node, Pickle, Storage, TensorView, Value};
 use super::search::{Records, search};
 use crate::error::{Result, bail};
-use crate::weights::source::shown;
+use crate::weights::source::{is_stream, shown};
 use crate::weights::state_dict::StateDict;
-
-/// The magic number of a stream, 0x1950a86a20f9469cfc6c.
-const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
 /// The version that the stream and its description of the machine have.
 const VERSION: i64 = 1001;
 
 /// PyTorch's own limit on axes.
 const MAX_AXES: usize = 64;
-
-/// Whether a file begins with the magic number's pickle, of any protocol.
-pub(crate) fn is_stream(head: &[u8]) -> bool {
-    const LONGEST: usize = 32;
-    head.first() == Some(&0x80) && head[..head.len().min(LONGEST)].windows(MAGIC.len()).any(|bytes| bytes == MAGIC)
-}
-
-/// Whether a file begins with the header of a tar archive.
-pub(crate) fn is_tar(head: &[u8]) -> bool {
-    head.get(257..262) == Some(b"ustar")
-}
 
 /// Takes bytes off the front.
 struct Reader<'a> {

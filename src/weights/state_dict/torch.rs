@@ -194,10 +194,8 @@ fn collect<'t>(dict: &'t StateDict<'t>, prefix: &str, network: Network) -> Resul
     });
     for (name, tensor) in &dict.tensors {
         match take_apart(name) {
-            Some((p, Some((slot, part)))) if p == prefix || p == outside => {
-                if home(dict, p, slot, part) == prefix {
-                    parts.entry(slot).or_default().insert(part, (name, tensor));
-                }
+            Some((p, Some((slot, part)))) if (p == prefix || p == outside) && home(dict, p, slot, part) == prefix => {
+                parts.entry(slot).or_default().insert(part, (name, tensor));
             }
             // In the module around this one, if that is no network of its own.
             Some((p, None)) if p == prefix || (p == outside && is_alone) => bail!(
