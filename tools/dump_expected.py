@@ -91,7 +91,9 @@ def network_from_tensors(tensors, dtype, nonlinearity=None):
     # Only nn.LSTM has projections, and with one the columns of weight_hh are fewer.
     gates = 4 if "weight_hr_l0" in state else rows // columns if columns else 0
     if gates not in NETWORKS or rows == 0 or rows % gates:
-        raise DataError(f"weight_ih_l0: expected 4, 3 or 1 * hidden_size rows, found {rows}, with weight_hh of {columns} columns")
+        raise DataError(
+            f"weight_ih_l0: expected 4, 3 or 1 * hidden_size rows, found {rows}, with weight_hh of {columns} columns"
+        )
     options = {}
     if gates == 1:
         options["nonlinearity"] = nonlinearity or "tanh"
@@ -202,8 +204,10 @@ def read_tensors(path, prefix, trust):
         asked = "one network, or --prefix to choose" if prefix is None else f"one network at {prefix!r}"
         raise DataError(f"{path}: expected {asked}, found {shown}")
     start = fitting[0]
-    others = [found for found in prefixes if found != start and found.startswith(start)]
-    below = {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start) and not name.startswith(tuple(others))}
+    # Names that only begin alike are of other modules; those inside a module may be a part of it.
+    others = tuple(found for found in prefixes if found != start and found.startswith(start) and start[-1:] != ".")
+    own = {name: t for name, t in tensors.items() if name.startswith(start) and not name.startswith(others)}
+    below = {name[len(start) :]: tensor for name, tensor in own.items()}
     # Weight drop of fastai keeps the weight in the module around the network, and a copy with dropout in it.
     for outside in (start, start.removesuffix("module.")):
         for name, tensor in tensors.items():
@@ -363,7 +367,8 @@ def parse_arguments():
         parser.error("--random needs --dir DIR")
     if args.weights or args.input or args.out:
         parser.error("--random writes into --dir; it takes no --weights, no --out and no in.npz")
-    defaults = {"network": "lstm", "input_size": 5, "hidden_size": 7, "layers": 1, "proj_size": 0, "batch": 3, "len": 11, "seed": 0}
+    defaults = {"network": "lstm", "input_size": 5, "hidden_size": 7, "layers": 1, "proj_size": 0}
+    defaults |= {"batch": 3, "len": 11, "seed": 0}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -124,7 +124,7 @@ def checkpoints():
             "pytorch-lightning_version": "2.5.0",
             "state_dict": prefixed("lstm.", lstm.state_dict()),
             "loops": {"fit_loop": {"state_dict": {}}},
-            "callbacks": {"ModelCheckpoint": {"best_model_path": pathlib.PurePosixPath("a/b"), "best": torch.tensor(0.5)}},
+            "callbacks": {"ModelCheckpoint": {"path": pathlib.PurePosixPath("a/b"), "best": torch.tensor(0.5)}},
             "hparams_name": "kwargs",
             **objects(),
         }
@@ -253,7 +253,8 @@ def tar(state):
             return str(140000000000000 + found[0]) if found else None
 
     Pickler(pickled, 2).dump(collections.OrderedDict(state))
-    return archive_of({"sys_info": pickle.dumps({}, 2), "pickle": pickled.getvalue(), "tensors": tensors.getvalue(), "storages": storages.getvalue()})
+    files = {"pickle": pickled, "tensors": tensors, "storages": storages}
+    return archive_of({"sys_info": pickle.dumps({}, 2), **{name: file.getvalue() for name, file in files.items()}})
 
 
 def archive_of(files):

@@ -1,7 +1,7 @@
 //! Stage 1, read: a checkpoint that `torch.save` wrote (`.pt`, `.pth`, `.ckpt`) → [`LstmWeights`], without running its
 //! code.
 //!
-//! In:  the zip archive that `torch.save` writes since PyTorch 1.6, what it wrote before ([`legacy`]), or a NeMo model;
+//! In:  the zip archive that `torch.save` writes since PyTorch 1.6, what it wrote before (`legacy`), or a NeMo model;
 //!      with one or more `torch.nn.LSTM`, `GRU`, `RNN` or their cells in state dicts at any depth of dicts, or in pickled
 //!      modules; f32, f16, bf16 or f64; views of any offset and stride.
 //! Out: tensors by name, the keys joined by dots (`state_dict.encoder.weight_ih_l0`), and from them [`LstmWeights`].

@@ -281,7 +281,9 @@ impl<'a> StateDict<'a> {
     fn check_siblings(&self, prefix: &str, network: &str, understood: &BTreeSet<String>) -> Result<()> {
         let scope = understood.first().map_or("", |name| self.scope_of(name));
         let mut inner: BTreeSet<String> = self.prefixes().into_iter().collect();
-        inner.retain(|inner| inner.len() > prefix.len() && inner.starts_with(prefix));
+        // A module of its own name may use those inside it; names that only begin alike are of other modules.
+        let is_module = prefix.ends_with('.');
+        inner.retain(|inner| !is_module && inner.len() > prefix.len() && inner.starts_with(prefix));
         let golden = ["x", "output"]
             .iter()
             .all(|name| self.tensors.get(&format!("{prefix}{name}")).is_some_and(|t| t.shape().len() == 3));

@@ -623,6 +623,35 @@ fn hostile_structures_end_in_bounded_time_and_memory() {
     // A name as long as the file.
     let name = "x".repeat(2000);
     assert!(!error(&tensor_pickle(&name, 0, 16, 1)).contains("xx"));
+    // Lists that hold the next twice, and one that holds itself.
+    let mut doubling = b"]q\x00".to_vec();
+    for level in 0..60 {
+        doubling.extend([b']', b'(', b'h', level, b'h', level, b'e', b'q', level + 1]);
+    }
+    doubling.push(b'.');
+    assert!(error(&doubling).contains("entries of dicts, found more"), "{}", error(&doubling));
+    assert!(error(b"]2a.").contains("nested at most 64 deep"));
+    // Objects made of one remembered class, with a state each; a list that is its own items many times over.
+    let objects = [&b"ca\nb\nq\x00"[..], &b"h\x00)\x81}b".repeat(1 << 21), b"."].concat();
+    assert!(error(&objects).contains("values, found more"), "{}", error(&objects));
+    let own = [&b"]q\x00("[..], &b"h\x00".repeat(1 << 21), b"e."].concat();
+    assert!(error(&own).contains("nested at most 64 deep"), "{}", error(&own));
+    // Arguments by the million, looked at again and again.
+    let arguments = [&b"("[..], &b"N".repeat(1 << 20), b"tq\x00"].concat();
+    let calls = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\nh\x00tR";
+    assert!(error(&[&arguments[..], &calls.repeat(20_000), b"."].concat()).contains("is nothing torch writes"));
+    // Sizes that nothing stands behind.
+    for huge in [
+        &b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f"[..],
+        b"\x8e\x00\x00\x00\x00\x00\x01\x00\x00",
+        b"\x96\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x8b\xff\xff\xff\x7f",
+        b"\x8a\xff\x01",
+        b"X\xff\xff\xff\xff",
+        b"B\xff\xff\xff\xff",
+    ] {
+        assert!(error(huge).contains("more bytes, found"), "{huge:?}: {}", error(huge));
+    }
     // A memo index far away.
     assert!(error(b"Nr\xff\xff\xff\xff.").contains("found no tensors"));
     // An RNN of 4000 layers whose matrices are one.

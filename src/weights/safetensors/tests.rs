@@ -422,10 +422,14 @@ fn what_stands_under_the_prefix_is_never_ignored() {
     for name in ["ln_ih.weight", "a.norm.weight", "a.lstm2.alpha", "a.lst.alpha"] {
         assert!(stack("a.lstm.").f32(name, &[16]).read().is_ok(), "{name}");
     }
-    // Another network inside is one that a caller may choose.
-    let mut two = stack("a.");
-    two.0.extend(other("a.inner.", 3, &[""]).0);
-    assert!(read(&two.bytes(), Some("a")).is_ok() && read(&two.bytes(), Some("a.inner")).is_ok());
+    // So are networks beside one at the top level. One inside a module may be a part of it.
+    let with_inner = |prefix: &str| {
+        let mut two = stack(prefix);
+        two.0.extend(other(&format!("{prefix}inner."), 3, &[""]).0);
+        read(&two.bytes(), Some(prefix)).map_err(|e| e.to_string())
+    };
+    assert!(with_inner("").is_ok() && with_inner("rnn_").is_ok());
+    assert!(with_inner("a.").unwrap_err().starts_with("a.inner.bias_hh_l0: not a tensor of torch.nn.LSTM"));
     // What goldens hold, only if they hold all that makes them goldens.
     let golden = stack("").f32("x", &[2, 5, 3]).f32("output", &[2, 5, 8]).f32("h_0", &[4, 2, 4]);
     assert!(golden.read().is_ok());
