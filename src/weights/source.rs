@@ -84,7 +84,12 @@ pub(crate) fn is_safetensors(head: &[u8], file_bytes: u64) -> bool {
 /// number 0x1950a86a20f9469cfc6c.
 pub(crate) fn is_stream(head: &[u8]) -> bool {
     const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+    // As protocols 0 and 1 write it.
+    const DECIMAL: &[u8] = b"L119547037146038801333356L\n.";
     const LONGEST: usize = 32;
+    if head.starts_with(DECIMAL) {
+        return true;
+    }
     head.first() == Some(&0x80) && head[..head.len().min(LONGEST)].windows(MAGIC.len()).any(|bytes| bytes == MAGIC)
 }
 

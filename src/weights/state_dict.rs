@@ -337,6 +337,15 @@ impl<'a> StateDict<'a> {
         }
     }
 
+    /// A pickled module that is a recurrent network by its name.
+    fn module_of_other_kind(&self) -> Option<(&String, &Module)> {
+        let is_one = |module: &Module| {
+            let name = module.class.rsplit('.').next().unwrap_or_default();
+            ["LSTM", "GRU", "RNN"].iter().any(|network| name.contains(network))
+        };
+        self.modules.iter().find(|(_, module)| is_one(module))
+    }
+
     fn candidates(&self) -> BTreeSet<Candidate> {
         let of = |names, found: BTreeMap<String, Network>| {
             found.into_iter().map(move |(prefix, network)| Candidate { prefix, network, names })
@@ -374,6 +383,16 @@ impl<'a> StateDict<'a> {
         };
         match (fitting.as_slice(), wanted) {
             ([only], _) => Ok((*only).clone()),
+            ([], _) if all.is_empty() && self.module_of_other_kind().is_some() => {
+                let (name, module) = self.module_of_other_kind().expect("there is one");
+                bail!(
+                    Unsupported,
+                    "no LSTM, GRU or RNN of torch.nn in the file: found {} {}, which keeps its weights in another form, as \
+                     quantised modules do; save the model that it was made from, {ADVICE}",
+                    shown(&module.class),
+                    place(name.strip_suffix('.').unwrap_or(name))
+                )
+            }
             ([], _) if all.is_empty() && !self.objects.is_empty() => {
                 let (name, object) = self.objects.first_key_value().expect("there is one");
                 let mut names: Vec<String> = self

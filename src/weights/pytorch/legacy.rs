@@ -92,7 +92,8 @@ pub(super) fn stream(bytes: &[u8]) -> Result<StateDict<'_>> {
         bail!(Unsupported, "header: expected version {VERSION}, found {version}");
     }
     let machine = reader.pickle()?;
-    if machine.entry(machine.root, "little_endian") == Some(Value::Bool(false)) {
+    // Protocols 0 and 1 have no truth values.
+    if matches!(machine.entry(machine.root, "little_endian"), Some(Value::Bool(false) | Value::Int(0))) {
         bail!(Unsupported, "header: expected little_endian, found a file of a machine with the other byte order");
     }
     reader.place = "object";

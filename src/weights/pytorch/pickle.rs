@@ -751,11 +751,13 @@ impl<'p, 'a> Machine<'p, 'a> {
 
     /// The class whose object a call of `function` makes, if it is not one of [`GLOBALS`].
     fn class_of(&self, function: Value<'a>, arguments: &[Value<'a>]) -> Option<Class<'a>> {
-        const MAKERS: [(&str, &str); 4] = [
+        const MAKERS: [(&str, &str); 6] = [
             ("copyreg", "_reconstructor"),
             ("copy_reg", "_reconstructor"),
             ("copyreg", "__newobj__"),
             ("copy_reg", "__newobj__"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
         ];
         match self.node(function)? {
             Node::Class(class) if MAKERS.contains(&(class.module, class.name)) => {

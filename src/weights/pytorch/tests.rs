@@ -209,7 +209,8 @@ fn objects_beside_the_network_are_passed_over() {
         assert_eq!(class("counts"), Some("collections.Counter"));
         assert_eq!(class("sparse"), Some("torch._utils._rebuild_sparse_tensor"));
         assert_eq!(class("negated"), Some("torch._utils._rebuild_tensor_v2"), "its sign is not yet applied");
-        assert!(class("history").is_some_and(|class| class.starts_with("numpy.")));
+        assert!(class("history").is_some_and(|class| class.starts_with("numpy.")), "{:?}", class("history"));
+        assert_eq!(class("activation"), None, "a function is no object");
         assert!(contents.others.iter().any(|tensor| tensor.name == "callbacks.ModelCheckpoint.best"));
         assert_eq!(contents.beside, []);
     }
@@ -336,6 +337,10 @@ fn modules_are_read_if_they_are_pytorchs_own() {
         assert!(read(&with("torch.nn.utils.weight_norm\nWeightNorm"), None).is_ok());
     }
     assert!(error_of(&module("torch.nn.modules.rnn\nRNN", &[("forward", b"N".to_vec())])).contains("found hooks"));
+    let quantised = dict_of(&[("_parameters", b"}".to_vec()), ("_modules", b"}".to_vec())]);
+    let class = b"\x80\x02ctorch.ao.nn.quantized.dynamic.modules.rnn\nLSTM\n)\x81";
+    let error = error_of(&checkpoint(&[class, &quantised[2..quantised.len() - 1], b"b."].concat()));
+    assert!(error.contains("found torch.ao.nn.quantized.dynamic.modules.rnn.LSTM (the whole file)"), "{error}");
     // Modules in themselves.
     let mut itself = b"\x80\x02cm\nM\n)\x81q\x00".to_vec();
     let state = dict_of(&[("_parameters", b"}".to_vec()), ("_modules", b"}U\x01ah\x00s".to_vec())]);
@@ -393,6 +398,11 @@ fn older_formats_are_checked() {
     for length in 0..legacy.len() {
         assert!(read(&legacy[..length], None).is_err(), "accepted the first {length} bytes");
     }
+    // Protocol 1, which has its numbers in decimal; here with an empty object and no storages.
+    let text = b"L119547037146038801333356L\n.M\xe9\x03.}U\x0dlittle_endianI01\ns.}.].";
+    assert!(error_of(text).ends_with("found no tensors"), "{}", error_of(text));
+    let text = b"L119547037146038801333356L\n.M\xe9\x03.}U\x0dlittle_endianI00\ns.}.].";
+    assert!(error_of(text).contains("other byte order"), "{}", error_of(text));
     let tar = fixture("tar.pt");
     assert_eq!(state_dict(&tar).unwrap().format, "PyTorch checkpoint (before 0.2)");
     let changed = |find: &[u8], replace: &[u8], bytes: &[u8]| {
