@@ -394,24 +394,20 @@ impl<'a> StateDict<'a> {
                 )
             }
             ([], _) if all.is_empty() && !self.objects.is_empty() => {
-                let (name, object) = self.objects.first_key_value().expect("there is one");
-                let mut names: Vec<String> = self
+                let mut objects: Vec<String> = self
                     .objects
                     .iter()
-                    .skip(1)
                     .take(SHOWN)
                     .map(|(name, object)| format!("{} {}", shown(&object.class), place(name)))
                     .collect();
-                let more = self.objects.len().saturating_sub(SHOWN + 1);
-                names.extend((more > 0).then(|| format!("and {more} more")));
-                let more = if names.is_empty() { String::new() } else { format!(" (also {})", names.join(", ")) };
+                let more = self.objects.len().saturating_sub(SHOWN);
+                objects.extend((more > 0).then(|| format!("and {more} more")));
                 bail!(
                     Unsupported,
-                    "no LSTM, GRU or RNN in what can be read: {}: an object of this class {}{more} would need its code, which \
-                     is not run; tensors beside it: {}. If it holds the network, {ADVICE}",
-                    shown(&object.class),
-                    place(name),
-                    self.first_names()
+                    "no LSTM, GRU or RNN in what is read: tensors are ({}); objects are not, since their code is not run: {}. If \
+                     one of them holds the network, {ADVICE}",
+                    self.first_names(),
+                    objects.join(", ")
                 )
             }
             ([], _) if all.is_empty() => bail!(
@@ -466,7 +462,7 @@ fn refuse_object<T>(name: &str, object: &Opaque) -> Result<T> {
 
 /// Where something is, in words.
 fn place(name: &str) -> String {
-    if name.is_empty() { "(the whole file)".to_owned() } else { format!("({})", shown(name)) }
+    if name.is_empty() { "(as the whole file)".to_owned() } else { format!("(as {})", shown(name)) }
 }
 
 /// `prefix` without [`WRAPPERS`].
