@@ -14,6 +14,8 @@ mod source;
 mod tensor;
 #[cfg(any(feature = "safetensors", feature = "pytorch"))]
 mod state_dict;
+#[cfg(any(feature = "safetensors", feature = "pytorch"))]
+mod shards;
 #[cfg(feature = "keras")]
 pub mod keras;
 #[cfg(feature = "safetensors")]
@@ -23,7 +25,7 @@ pub mod pytorch;
 mod file;
 
 pub use file::{read, read_file, read_file_with_contents};
-pub use source::{FileContents, ReadOptions, TensorInfo};
+pub use source::{FileContents, ObjectInfo, ReadOptions, TensorInfo};
 
 /// The weights of one layer in one direction, in PyTorch's shapes. G gates: 4 of an LSTM in the order i f g o, 3 of a
 /// GRU in the order r z n, 1 of an RNN.

@@ -1,36 +1,30 @@
-//! Stage 1, read: a checkpoint that `torch.save` wrote (`.pt`, `.pth`) → [`LstmWeights`], without running its code.
+//! Stage 1, read: a checkpoint that `torch.save` wrote (`.pt`, `.pth`, `.ckpt`) → [`LstmWeights`], without running its
+//! code.
 //!
-//! In:  the zip archive that `torch.save` writes since PyTorch 1.6, with one or more `torch.nn.LSTM`, `GRU`, `RNN` or
-//!      their cells in state dicts at any depth of dicts; f32, f16, bf16 or f64; views of any offset and stride.
+//! In:  the zip archive that `torch.save` writes since PyTorch 1.6, what it wrote before (`legacy`), or a NeMo model;
+//!      with one or more `torch.nn.LSTM`, `GRU`, `RNN` or their cells in state dicts at any depth of dicts, or in pickled
+//!      modules; f32, f16, bf16 or f64; views of any offset and stride.
 //! Out: tensors by name, the keys joined by dots (`state_dict.encoder.weight_ih_l0`), and from them [`LstmWeights`].
 //! A checkpoint is a pickle, a program that may call anything. Here it is data: what it would call is described if it
-//! is what tensors and plain data are made of, and refused by name if not (`pickle`).
-//! Not here: whole modules (`torch.save(module)`), TorchScript, the formats before 1.6; what names mean
-//! (`state_dict`).
+//! is what tensors and plain data are made of, and passed over if not (`pickle`). What was passed over is refused only
+//! where the network needs it.
+//! Not here: TorchScript; what names mean (`state_dict`).
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::LstmWeights;
-use super::source::{ReadOptions, magic_name, read_bytes};
+use super::shards::refuse_lone_shard;
+use super::source::{HEAD_BYTES, ReadOptions, foreign, is_stream, is_tar, read_bytes};
 use super::state_dict::StateDict;
-use super::tensor::{ElementType, Tensor};
 use crate::error::{Result, bail};
 
 use archive::Archive;
-use pickle::{MAX_TENSORS, Node, Pickle, TensorView, Value};
+use search::{Records, search};
 
 pub(crate) mod archive;
+mod legacy;
 mod pickle;
-
-/// The deepest nesting of dicts that is searched.
-const MAX_DEPTH: usize = 64;
-
-/// The most entries of dicts that are looked at; one dict may be found in several places.
-const MAX_VISITS: usize = 1 << 23;
-
-/// The longest name, in bytes.
-const MAX_NAME: usize = 1024;
+mod search;
 
 /// Reads the network under `prefix`, or the only one in the checkpoint if `prefix` is `None`; an RNN with tanh.
 ///
@@ -39,9 +33,9 @@ const MAX_NAME: usize = 1024;
 ///
 /// # Errors
 /// [`InvalidFile`](crate::ErrorKind::InvalidFile) if the bytes are not a complete checkpoint, records overlap or lie
-/// outside the file, or a tensor lies outside its record; [`Unsupported`](crate::ErrorKind::Unsupported) if reading it
-/// would run code, a record is compressed, the byte order is big, or a weight has a type other than f32, f16, bf16 or
-/// f64; [`InvalidWeights`](crate::ErrorKind::InvalidWeights) if no network or several fit, a tensor is missing,
+/// outside the file, or a tensor lies outside its record; [`Unsupported`](crate::ErrorKind::Unsupported) if only running
+/// code would give the weights, a record is compressed, the byte order is big, or a weight has a type other than f32, f16,
+/// bf16 or f64; [`InvalidWeights`](crate::ErrorKind::InvalidWeights) if no network or several fit, a tensor is missing,
 /// surplus, of the wrong shape, not finite or too large for f32.
 pub fn read(bytes: &[u8], prefix: Option<&str>) -> Result<LstmWeights> {
     let options = ReadOptions { prefix: prefix.map(str::to_owned), ..ReadOptions::default() };
@@ -60,8 +54,11 @@ pub fn read(bytes: &[u8], prefix: Option<&str>) -> Result<LstmWeights> {
 /// As [`read`]; [`InvalidFile`](crate::ErrorKind::InvalidFile) also if the file is missing or is a directory.
 pub fn read_file(path: impl AsRef<Path>, prefix: Option<&str>) -> Result<LstmWeights> {
     let path = path.as_ref();
-    let bytes = read_bytes(path, |head, _| check_head(head));
-    bytes.and_then(|bytes| read(&bytes, prefix)).map_err(|e| e.context(path.display()))
+    let read_all = || {
+        refuse_lone_shard(path)?;
+        read(&read_bytes(path, check_head)?, prefix)
+    };
+    read_all().map_err(|e| e.context(path.display()))
 }
 
 /// The prefixes under which the checkpoint holds a network, sorted; the top level is the empty one.
@@ -73,21 +70,30 @@ pub fn list_prefixes(bytes: &[u8]) -> Result<Vec<String>> {
 }
 
 /// Refuses what cannot be a checkpoint by its first bytes.
-fn check_head(head: &[u8]) -> Result<()> {
-    if head.starts_with(b"PK") {
+fn check_head(head: &[u8], file_bytes: u64) -> Result<()> {
+    if head.starts_with(b"PK") || is_stream(head) || is_tar(head) {
         return Ok(());
     }
-    match magic_name(head) {
-        Some(name) => bail!(InvalidFile, "expected a zip archive, as torch.save writes, found {name}"),
-        None => bail!(InvalidFile, "expected a zip archive, as torch.save writes, found another format"),
+    match foreign(head, file_bytes) {
+        Some(found) => bail!(InvalidFile, "expected a checkpoint, as torch.save writes, found {found}"),
+        None => bail!(InvalidFile, "expected a checkpoint, as torch.save writes, found another format"),
     }
 }
 
 /// The tensors of a checkpoint.
 pub(crate) fn state_dict(bytes: &[u8]) -> Result<StateDict<'_>> {
-    check_head(bytes)?;
+    check_head(&bytes[..bytes.len().min(HEAD_BYTES)], bytes.len() as u64)?;
+    match bytes {
+        _ if is_stream(bytes) => legacy::stream(bytes),
+        _ if is_tar(bytes) => legacy::tar(bytes),
+        _ => zip(bytes),
+    }
+}
+
+/// The tensors of an archive, which is what `torch.save` writes since PyTorch 1.6.
+fn zip(bytes: &[u8]) -> Result<StateDict<'_>> {
     let archive = Archive::open(bytes)?;
-    if archive.get("constants.pkl")?.is_some() {
+    if archive.get("constants.pkl")?.is_some() || archive.has_folder("code/") {
         bail!(
             Unsupported,
             "expected a state dict, found TorchScript, which is code; in Python, save \
@@ -105,97 +111,7 @@ pub(crate) fn state_dict(bytes: &[u8]) -> Result<StateDict<'_>> {
         bail!(InvalidFile, "data.pkl: expected it in the archive, found none");
     };
     let pickle = pickle::read(bytes_of_pickle).map_err(|e| e.context("data.pkl"))?;
-    let mut search =
-        Search { pickle: &pickle, archive: &archive, name: String::new(), visits: 0, tensors: BTreeMap::new() };
-    search.collect(pickle.root, 0)?;
-    Ok(StateDict { format: "PyTorch checkpoint", tensors: search.tensors, file_bytes: bytes.len() })
-}
-
-/// Walks the dicts of a pickle.
-struct Search<'p, 'a> {
-    pickle: &'p Pickle<'a>,
-    archive: &'p Archive<'a>,
-    /// Of the value looked at, ending with a dot if it is in a dict.
-    name: String,
-    visits: usize,
-    tensors: BTreeMap<String, Tensor<'a>>,
-}
-
-impl Search<'_, '_> {
-    fn collect(&mut self, value: Value<'_>, depth: usize) -> Result<()> {
-        let pickle = self.pickle;
-        let node = match value {
-            Value::Node(id) => pickle.nodes.get(id),
-            _ => None,
-        };
-        match node {
-            Some(Node::Dict { entries, .. }) => {
-                if depth > MAX_DEPTH {
-                    bail!(InvalidFile, "expected dicts nested at most {MAX_DEPTH} deep, found them deeper");
-                }
-                for (key, value) in entries {
-                    self.visits += 1;
-                    if self.visits > MAX_VISITS {
-                        bail!(InvalidFile, "expected at most {MAX_VISITS} entries of dicts, found more");
-                    }
-                    if !matches!(value, Value::Node(_)) {
-                        continue;
-                    }
-                    let length = self.name.len();
-                    if length > 0 {
-                        self.name.push('.');
-                    }
-                    match key {
-                        Value::Str(key) if key.len() <= MAX_NAME => self.name.push_str(key),
-                        Value::Int(key) => self.name.push_str(&key.to_string()),
-                        // No name of a tensor that anyone could ask for.
-                        _ => {
-                            self.name.truncate(length);
-                            continue;
-                        }
-                    }
-                    self.collect(*value, depth + 1)?;
-                    self.name.truncate(length);
-                }
-                Ok(())
-            }
-            Some(Node::Tensor(view)) => self.tensor(view),
-            _ => Ok(()),
-        }
-    }
-
-    fn tensor(&mut self, view: &TensorView<'_>) -> Result<()> {
-        let name = &self.name;
-        if name.len() > MAX_NAME || self.tensors.len() >= MAX_TENSORS {
-            bail!(
-                InvalidFile,
-                "expected at most {MAX_TENSORS} tensors with names of at most {MAX_NAME} bytes, found more or longer ones"
-            );
-        }
-        if view.storage.key.len() > MAX_NAME {
-            bail!(InvalidFile, "{name}: expected the key of a record, found one of {} bytes", view.storage.key.len());
-        }
-        let record = format!("data/{}", view.storage.key);
-        let Some(bytes) = self.archive.get(&record)? else {
-            bail!(InvalidFile, "{name}: expected the record {record:?}, found none");
-        };
-        let unit = view.storage.element.map_or(1, ElementType::size_bytes);
-        let claimed = view.storage.len.checked_mul(unit);
-        if claimed != Some(bytes.len()) {
-            bail!(
-                InvalidFile,
-                "{name}: {record}: expected {} elements of {unit} bytes, found {} bytes",
-                view.storage.len,
-                bytes.len()
-            );
-        }
-        let tensor = Tensor::strided(view.element, view.shape.clone(), view.strides.clone(), view.offset, bytes);
-        let tensor = tensor.map_err(|e| e.context(name))?;
-        if self.tensors.insert(name.clone(), tensor).is_some() {
-            bail!(InvalidFile, "{name}: expected one tensor of this name, found two");
-        }
-        Ok(())
-    }
+    search(&pickle, &Records::Archive(&archive), "PyTorch checkpoint", bytes.len())
 }
 
 #[cfg(all(test, feature = "safetensors"))]

@@ -6,13 +6,13 @@
 //! Out: [`LstmWeights`]; or single tensors by name.
 //! Not here: other formats; what names mean (`state_dict`).
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 
 use super::LstmWeights;
-use super::source::{HEAD_BYTES, ReadOptions, is_safetensors, magic_name, read_bytes};
+use super::shards::refuse_lone_shard;
+use super::source::{HEAD_BYTES, ReadOptions, foreign, is_safetensors, read_bytes, shown, shown_message};
 use super::state_dict::StateDict;
 use super::tensor::{ElementType, Tensor};
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -37,7 +37,11 @@ pub fn read(bytes: &[u8], prefix: Option<&str>) -> Result<LstmWeights> {
 /// As [`read`]; [`InvalidFile`](ErrorKind::InvalidFile) also if the file is missing or is a directory.
 pub fn read_file(path: impl AsRef<Path>, prefix: Option<&str>) -> Result<LstmWeights> {
     let path = path.as_ref();
-    read_bytes(path, check_head).and_then(|bytes| read(&bytes, prefix)).map_err(|e| e.context(path.display()))
+    let read_all = || {
+        refuse_lone_shard(path)?;
+        read(&read_bytes(path, check_head)?, prefix)
+    };
+    read_all().map_err(|e| e.context(path.display()))
 }
 
 /// The prefixes under which the file holds a network, sorted; the top level is the empty one.
@@ -73,12 +77,8 @@ fn check_head(head: &[u8], file_bytes: u64) -> Result<()> {
     if is_safetensors(head, file_bytes) {
         return Ok(());
     }
-    if let Some(name) = magic_name(head) {
-        bail!(
-            InvalidFile,
-            "expected a safetensors file, found {name}; convert with \
-             safetensors.torch.save_file(module.state_dict(), path)"
-        );
+    if let Some(found) = foreign(head, file_bytes) {
+        bail!(InvalidFile, "expected a safetensors file, found {found}");
     }
     let Some(header_bytes) = head.first_chunk().map(|&word| u64::from_le_bytes(word)) else {
         bail!(InvalidFile, "expected a safetensors file, found {file_bytes} bytes: too short for a header");
@@ -93,21 +93,25 @@ fn check_head(head: &[u8], file_bytes: u64) -> Result<()> {
 /// The tensors of a file.
 pub(crate) fn state_dict(bytes: &[u8]) -> Result<StateDict<'_>> {
     check_head(&bytes[..bytes.len().min(HEAD_BYTES)], bytes.len() as u64)?;
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| Error::new(ErrorKind::InvalidFile, format!("not a complete safetensors file: {e}")))?;
-    let mut tensors = BTreeMap::new();
+    let file = SafeTensors::deserialize(bytes).map_err(|e| {
+        Error::new(
+            ErrorKind::InvalidFile,
+            format!("not a complete safetensors file: {}", shown_message(&e.to_string())),
+        )
+    })?;
+    let mut dict = StateDict::new("safetensors", bytes.len());
     for (name, view) in file.tensors() {
         let tensor = Tensor::contiguous(element_type(view.dtype()), view.shape().to_vec(), view.data());
-        tensors.insert(name.clone(), tensor.map_err(|e| e.context(name))?);
+        dict.tensors.insert(name.clone(), tensor.map_err(|e| e.context(shown(&name)))?);
     }
-    Ok(StateDict { format: "safetensors", tensors, file_bytes: bytes.len() })
+    Ok(dict)
 }
 
 fn find<'a>(bytes: &'a [u8], name: &str) -> Result<Tensor<'a>> {
     let mut dict = state_dict(bytes)?;
     match dict.tensors.remove(name) {
         Some(tensor) => Ok(tensor),
-        None => bail!(InvalidFile, "{name}: no such tensor; found {}", dict.first_names()),
+        None => bail!(InvalidFile, "{}: no such tensor; found {}", shown(name), dict.first_names()),
     }
 }
 

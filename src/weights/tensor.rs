@@ -9,6 +9,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 
+use super::source::shown;
 use crate::error::{Result, bail};
 
 /// The type of a tensor's elements.
@@ -142,13 +143,14 @@ impl<'a> Tensor<'a> {
                 if let Some(i) = values.iter().position(|&v| v.is_finite() && (v as f32).is_infinite()) {
                     bail!(
                         InvalidWeights,
-                        "{name}: expected values within the range of f32, found one beyond at element {i}"
+                        "{}: expected values within the range of f32, found one beyond at element {i}",
+                        shown(name)
                     );
                 }
                 Ok(values.into_iter().map(|v| v as f32).collect())
             }
             ElementType::I64 | ElementType::I32 | ElementType::Other { .. } => {
-                bail!(Unsupported, "{name}: expected type F32, F16, BF16 or F64, found {}", self.element)
+                bail!(Unsupported, "{}: expected type F32, F16, BF16 or F64, found {}", shown(name), self.element)
             }
         }
     }
@@ -157,7 +159,26 @@ impl<'a> Tensor<'a> {
     pub(crate) fn to_finite_f32(&self, name: &str) -> Result<Vec<f32>> {
         let values = self.to_f32(name)?;
         match values.iter().position(|v| !v.is_finite()) {
-            Some(i) => bail!(InvalidWeights, "{name}: expected finite values, found {} at element {i}", values[i]),
+            Some(i) => {
+                bail!(InvalidWeights, "{}: expected finite values, found {} at element {i}", shown(name), values[i])
+            }
+            None => Ok(values),
+        }
+    }
+
+    /// The numbers of any type but complex ones, as f64; whole numbers beyond 2^53 are rounded.
+    pub(crate) fn to_finite_f64(&self, name: &str) -> Result<Vec<f64>> {
+        let values = match self.element {
+            ElementType::F64 => self.elements(name, f64::from_le_bytes)?,
+            ElementType::I64 => self.elements(name, |w| i64::from_le_bytes(w) as f64)?,
+            ElementType::I32 => self.elements(name, |w| i32::from_le_bytes(w).into())?,
+            ElementType::Other { name: "BOOL" | "U8", .. } => self.elements(name, |[w]: [u8; 1]| w.into())?,
+            _ => self.to_f32(name)?.into_iter().map(f64::from).collect(),
+        };
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(i) => {
+                bail!(InvalidWeights, "{}: expected finite values, found {} at element {i}", shown(name), values[i])
+            }
             None => Ok(values),
         }
     }
@@ -168,7 +189,7 @@ impl<'a> Tensor<'a> {
         match self.element {
             ElementType::I64 => self.elements(name, i64::from_le_bytes),
             ElementType::I32 => self.elements(name, |w| i32::from_le_bytes(w).into()),
-            _ => bail!(Unsupported, "{name}: expected type I64 or I32, found {}", self.element),
+            _ => bail!(Unsupported, "{}: expected type I64 or I32, found {}", shown(name), self.element),
         }
     }
 
@@ -179,7 +200,8 @@ impl<'a> Tensor<'a> {
         if self.num_elements > words.len() {
             bail!(
                 Unsupported,
-                "{name}: expected as many elements as are stored, found {} of {} stored: an expanded view",
+                "{}: expected as many elements as are stored, found {} of {} stored: an expanded view",
+                shown(name),
                 self.num_elements,
                 words.len()
             );

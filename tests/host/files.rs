@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use wgpu_lstm::weights::safetensors::read_tensor;
 use wgpu_lstm::weights::{self, ReadOptions};
-use wgpu_lstm::{Activation, CellSpec, CellWeights, Direction, LayerSpec, LstmWeights};
+use wgpu_lstm::{Activation, CellSpec, CellWeights, Direction, ErrorKind, LayerSpec, LstmWeights};
 
 fn path(folder: &str, name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "data", folder, name].iter().collect()
@@ -106,9 +106,28 @@ fn check(name: &str, weights: &LstmWeights, golden: &[u8]) {
 
 #[test]
 fn checkpoints_of_pytorch_compute_what_pytorch_computed() {
-    for name in ["lstm", "gru", "rnn_relu", "bf16", "f16", "f64", "views"] {
+    for name in [
+        "lstm",
+        "gru",
+        "rnn_relu",
+        "bf16",
+        "f16",
+        "f64",
+        "views",
+        "objects2",
+        "objects4",
+        "objects5",
+        "module",
+        "module_legacy",
+        "legacy",
+        "tar",
+        "weight_norm",
+        "parametrized",
+        "pruned",
+        "weight_drop",
+    ] {
         let golden = std::fs::read(path("checkpoints", &format!("{name}.safetensors"))).unwrap();
-        let rnn_activation = (name == "rnn_relu").then_some(Activation::Relu);
+        let rnn_activation = matches!(name, "rnn_relu" | "module_legacy").then_some(Activation::Relu);
         let options = ReadOptions { rnn_activation, ..ReadOptions::default() };
         check(name, &read(&path("checkpoints", &format!("{name}.pt")), &options), &golden);
         check(name, &read(&path("checkpoints", &format!("{name}.safetensors")), &options), &golden);
@@ -135,4 +154,119 @@ fn files_of_burn_compute_what_burn_computed() {
             check(name, &weights, &std::fs::read(&path).unwrap());
         }
     }
+}
+
+#[test]
+fn a_model_in_several_files_is_joined_by_its_index() {
+    let golden = std::fs::read(path("checkpoints", "sharded.safetensors")).unwrap();
+    for (end, stem) in [("safetensors", "model"), ("bin", "pytorch_model")] {
+        let folder = path("checkpoints", &format!("sharded_{end}"));
+        let options = ReadOptions::default();
+        let index = folder.join(format!("{stem}.{end}.index.json"));
+        let (weights, contents) = weights::read_file_with_contents(&index, &options).unwrap();
+        assert_eq!((contents.prefix.as_str(), contents.tensors.len()), ("encoder.", 4));
+        check(end, &weights, &golden);
+        // One of the files alone has weights without their biases, or biases alone.
+        for number in [1, 2] {
+            let name = format!("{stem}-0000{number}-of-00002.{end}");
+            let error = weights::read_file(folder.join(&name), &options).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidFile);
+            let expected = format!("found {name}, one of its shards; give the index {stem}.{end}.index.json");
+            assert!(error.to_string().contains(&expected), "{error}");
+            let error = match end {
+                "bin" => wgpu_lstm::weights::pytorch::read_file(folder.join(&name), None),
+                _ => wgpu_lstm::weights::safetensors::read_file(folder.join(&name), None),
+            };
+            assert!(error.unwrap_err().to_string().contains(&expected));
+        }
+        let bytes = std::fs::read(&index).unwrap();
+        assert!(weights::read(&bytes, &options).unwrap_err().to_string().contains("is read by its path"));
+    }
+}
+
+/// An empty folder of this test's own.
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("wgpu-lstm-files-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn shards_are_checked_against_their_index() {
+    let folder = folder("shards");
+    let source = path("checkpoints", "sharded_safetensors");
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    for name in names {
+        std::fs::copy(source.join(name), folder.join(name)).unwrap();
+    }
+    let good = std::fs::read_to_string(source.join("model.safetensors.index.json")).unwrap();
+    let index = folder.join("model.safetensors.index.json");
+    let read = |text: &str| {
+        std::fs::write(&index, text).unwrap();
+        weights::read_file(&index, &ReadOptions::default()).map_err(|e| e.to_string())
+    };
+    assert!(read(&good).is_ok());
+    let bias = "\"encoder.bias_hh_l0\": \"model-00002";
+    assert!(good.contains(bias));
+    let error = read(&good.replace(bias, &bias.replace("00002", "00001"))).unwrap_err();
+    assert!(
+        error.contains("encoder.bias_hh_l0: found in the shard model-00002-of-00002.safetensors, where"),
+        "{error}"
+    );
+    let error = read(&good.replace("bias_hh_l0", "bias_hh_l1")).unwrap_err();
+    assert!(error.contains("encoder.bias_hh_l0: found in the shard"), "{error}");
+    let more = format!("\"encoder.extra\": \"model-00001-of-00002.safetensors\", {bias}");
+    let error = read(&good.replace(bias, &more)).unwrap_err();
+    assert!(
+        error.contains("encoder.extra: expected in the shard model-00001-of-00002.safetensors, found none"),
+        "{error}"
+    );
+    let error = read(&good.replace("model-00002", "absent")).unwrap_err();
+    assert!(error.contains("shard absent-of-00002.safetensors: cannot be read"), "{error}");
+    let error = read(&good.replace("model-00002-of-00002.safetensors", "model.safetensors.index.json")).unwrap_err();
+    assert!(error.contains("expected safetensors or a checkpoint"), "{error}");
+    assert!(read("{\"hidden_size\": 4}").unwrap_err().contains("found JSON, such as a configuration"));
+    assert!(read(&good[..good.len() / 2]).unwrap_err().contains("not a complete JSON file"));
+
+    // A shard is one by its name, too.
+    std::fs::remove_file(&index).unwrap();
+    let error = weights::read_file(folder.join(names[0]), &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("found shard 1 of 2 by its name; give the index"), "{error}");
+    // And by an index that has another name for it; alone in its index it is a whole.
+    std::fs::copy(folder.join(names[0]), folder.join("a.safetensors")).unwrap();
+    assert!(weights::read_file(folder.join("a.safetensors"), &ReadOptions::default()).is_ok());
+    assert!(read(&good.replace(names[0], "a.safetensors")).is_ok());
+    let error = weights::read_file(folder.join("a.safetensors"), &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("found a.safetensors, one of its shards"), "{error}");
+    assert!(read(&good.replace(names[0], "a.safetensors").replace(names[1], "a.safetensors")).is_err());
+    assert!(weights::read_file(folder.join("a.safetensors"), &ReadOptions::default()).is_ok());
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let folder = folder("kinds");
+    let error = |path: &PathBuf| weights::read_file(path, &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error(&folder).ends_with("found a directory"), "{}", error(&folder));
+    std::fs::write(folder.join("saved_model.pb"), b"").unwrap();
+    assert!(error(&folder).contains("a TensorFlow SavedModel"), "{}", error(&folder));
+    assert!(error(&folder.join("saved_model.pb")).contains("found an empty file"));
+    std::fs::write(folder.join("model.safetensors"), b"").unwrap();
+    assert!(error(&folder).ends_with("give its model.safetensors"), "{}", error(&folder));
+    if cfg!(unix) {
+        assert!(error(&PathBuf::from("/dev/zero")).contains("found a pipe or a device"));
+        let pipe = folder.join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success());
+        assert!(made, "mkfifo is part of every Unix");
+        assert!(error(&pipe).contains("found a pipe or a device"), "{}", error(&pipe));
+        // As large as no memory is, and no bytes on the disk.
+        let sparse = std::fs::File::create(folder.join("sparse.pt")).unwrap();
+        std::io::Write::write_all(&mut &sparse, b"PK\x03\x04").unwrap();
+        if sparse.set_len(1 << 42).is_ok() {
+            let error = error(&folder.join("sparse.pt"));
+            assert!(error.contains("expected a file that fits in memory"), "{error}");
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }

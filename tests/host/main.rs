@@ -22,6 +22,8 @@ mod plan;
 mod keras;
 #[cfg(all(feature = "onnx", feature = "safetensors"))]
 mod onnx;
+#[cfg(all(feature = "safetensors", feature = "pytorch"))]
+mod mutations;
 mod reference;
 #[cfg(feature = "gpu")]
 mod snapshot;

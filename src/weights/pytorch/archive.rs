@@ -12,6 +12,7 @@ use std::ops::Range;
 use rawzip::{CompressionMethod, ZipArchive};
 
 use crate::error::{Error, ErrorKind, Result, bail};
+use crate::weights::source::{shown, shown_message};
 
 /// The records of a checkpoint by name, without the folder that they all lie in.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl<'a> Archive<'a> {
             if let Ok(name) = std::str::from_utf8(entry.file_path().as_ref())
                 && entries.insert(name.to_owned(), Record { bytes, refused }).is_some()
             {
-                bail!(InvalidFile, "{name}: expected one entry of this name, found two");
+                bail!(InvalidFile, "{}: expected one entry of this name, found two", shown(name));
             }
         }
         if num_entries != archive.entries_hint() {
@@ -70,12 +71,22 @@ impl<'a> Archive<'a> {
         let (folder, another) = (folders.find(|f| is_folder(f)), folders.find(|f| is_folder(f)));
         match (folder, another) {
             (None, _) => {
-                let shown: Vec<&str> = entries.keys().take(4).map(String::as_str).collect();
-                bail!(
-                    InvalidFile,
-                    "expected NAME/data.pkl in the zip archive, as torch.save writes it, found {}",
-                    shown.join(", ")
-                )
+                let found: Vec<String> = entries.keys().take(4).map(|name| shown(name).to_string()).collect();
+                let has = |end: &str| entries.keys().any(|name| name.ends_with(end));
+                let found = match found.join(", ") {
+                    _ if !entries.is_empty() && entries.keys().all(|name| name.ends_with(".npy")) => format!(
+                        "arrays of numpy ({}): a .npz file; save the state dict as safetensors",
+                        found.join(", ")
+                    ),
+                    _ if has("archive_format") || has("serialized_exported_program.json") => {
+                        "a program of torch.export (.pt2), which is code; in Python, save \
+                         torch.save(torch.export.load(path).state_dict, new_path)"
+                            .to_owned()
+                    }
+                    none if none.is_empty() => "no entries".to_owned(),
+                    names => names,
+                };
+                bail!(InvalidFile, "expected NAME/data.pkl in the zip archive, as torch.save writes it, found {found}")
             }
             (Some(_), Some(_)) => bail!(InvalidFile, "expected one NAME/data.pkl in the zip archive, found two"),
             (Some(folder), None) => {
@@ -84,6 +95,11 @@ impl<'a> Archive<'a> {
                 Ok(Self { records: inside.collect() })
             }
         }
+    }
+
+    /// Whether a record lies in this folder.
+    pub(super) fn has_folder(&self, folder: &str) -> bool {
+        self.records.keys().any(|name| name.starts_with(folder))
     }
 
     /// The bytes of a record, if there is one of this name.
@@ -104,5 +120,5 @@ fn is_folder(path: &str) -> bool {
 }
 
 fn damaged(error: rawzip::Error) -> Error {
-    Error::new(ErrorKind::InvalidFile, format!("not a complete zip archive: {error}"))
+    Error::new(ErrorKind::InvalidFile, format!("not a complete zip archive: {}", shown_message(&error.to_string())))
 }

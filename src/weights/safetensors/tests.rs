@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 
@@ -46,9 +48,14 @@ impl Builder {
     }
 }
 
-/// Two layers, bidirectional, I=3, H=4, with biases, and a classifier beside them.
+/// Two layers, bidirectional, I=3, H=4, with biases, and a classifier beside them unless they are at the top level.
 fn stack(prefix: &str) -> Builder {
-    let mut file = Builder::default().f32(&format!("{prefix}linear.weight"), &[2, 8]).f32("step", &[]);
+    let mut file = Builder::default();
+    if !prefix.is_empty() {
+        let parent =
+            prefix.trim_end_matches('.').rsplit_once('.').map_or(String::new(), |(parent, _)| format!("{parent}."));
+        file = file.f32(&format!("{parent}linear.weight"), &[2, 8]).f32("step", &[]);
+    }
     for (layer, input_size) in [(0, 3), (1, 8)] {
         for suffix in ["", "_reverse"] {
             for (stem, shape) in
@@ -118,7 +125,7 @@ fn the_prefix_decides_between_several() {
 
     // The top level can be named.
     let mut file = stack("");
-    file.0.extend(stack("decoder.").0);
+    file.0.extend(stack("decoder.").without("linear.weight").without("step").0);
     assert!(file.error().contains("\"\" (the top level, LSTM), \"decoder.\" (LSTM)"), "{}", file.error());
     assert!(read(&file.bytes(), Some("")).is_ok());
 }
@@ -161,8 +168,8 @@ fn the_rows_of_weight_hh_tell_the_networks_apart() {
     // The first layer decides; a shape of another network in a later one is an error.
     let error = other("", 3, &[""]).f32("weight_hh_l1", &[16, 4]).error();
     assert_eq!(error, "weight_hh_l1: expected [3·hidden_size, hidden_size] = [12, 4], found [16, 4]");
-    let error = other("", 3, &[""]).f32("weight_hh_l0_raw", &[1]).error();
-    assert!(error.starts_with("weight_hh_l0_raw: not a tensor of torch.nn.GRU"), "{error}");
+    let error = other("", 3, &[""]).f32("weight_hh_l0_foo", &[1]).error();
+    assert!(error.starts_with("weight_hh_l0_foo: not a tensor of torch.nn.GRU"), "{error}");
     let error = other("", 1, &[""]).without("bias_hh_l1").error();
     assert_eq!(error, "bias_hh_l1: missing, though bias_ih_l0 is there");
     // Projections are those of an LSTM, whatever the rows of weight_hh are to its columns.
@@ -196,7 +203,7 @@ fn wrappers_need_not_be_named() {
             assert!(read(&bytes, Some(asked)).is_ok(), "{wrapper} {asked}");
         }
         assert!(read(&bytes, Some("lstm")).is_err());
-        assert!(read(&stack(wrapper).bytes(), Some("")).is_ok());
+        assert!(read(&stack(wrapper).bytes(), Some("")).is_ok(), "{wrapper}");
     }
     // An exact match goes before one without wrappers; two of those are one too many.
     let mut file = stack("model.lstm.");
@@ -366,15 +373,15 @@ fn wrong_shapes_are_named() {
 fn names_that_only_look_right_are_refused() {
     for name in [
         "weight_ih_l0_foo",
-        "weight_hh_l0_raw",
-        "weight_hh_l0_g",
+        "weight_hh_l0.foo",
         "weight_ih_l01",
         "weight_ih_l+1",
         "weight_ih_l",
         "weight_ih_l99999",
         "bias_hh_l0_reverse_reverse",
         "weight_hr",
-        "parametrizations.weight_hh_l0.original0",
+        "parametrizations.weight_hh_l0.original2",
+        "parametrizations.weight_hh_l0.1.base",
     ] {
         let error = stack("").f32(name, &[16, 4]).error();
         assert!(error.starts_with(&format!("{name}: not a tensor of torch.nn.LSTM")), "{error}");
@@ -382,6 +389,174 @@ fn names_that_only_look_right_are_refused() {
     }
     let error = stack("").f32("weight_ih", &[16, 4]).error();
     assert!(error.contains("names of torch.nn.LSTMCell and of torch.nn.LSTM under one prefix"), "{error}");
+}
+
+#[test]
+fn what_stands_under_the_prefix_is_never_ignored() {
+    for prefix in ["", "cell.", "rnn_"] {
+        for name in [
+            "ln_ih.weight",
+            "ln_hh.bias",
+            "ln_ho.weight",
+            "layernorm_h.weight",
+            "norms.0.weight",
+            "bn.running_mean",
+            "weight_ch",
+            "weight_ci_l0",
+            "alpha",
+            "beta",
+            "h0",
+            "attention.weight",
+        ] {
+            let name = format!("{prefix}{name}");
+            let error = stack(prefix).f32(&name, &[16]).error();
+            assert!(
+                error.starts_with(&format!("{name}: not a tensor of torch.nn.LSTM, though it stands under")),
+                "{error}"
+            );
+            let is_norm = ["ln_", "norm", "bn"].iter().any(|part| name.contains(part));
+            assert_eq!(error.contains("layer normalisation"), is_norm, "{error}");
+        }
+    }
+    // One level up, or beside it under another name, it is another module.
+    for name in ["ln_ih.weight", "a.norm.weight", "a.lstm2.alpha", "a.lst.alpha"] {
+        assert!(stack("a.lstm.").f32(name, &[16]).read().is_ok(), "{name}");
+    }
+    // So are networks beside one at the top level. One inside a module may be a part of it.
+    let with_inner = |prefix: &str| {
+        let mut two = stack(prefix);
+        two.0.extend(other(&format!("{prefix}inner."), 3, &[""]).0);
+        read(&two.bytes(), Some(prefix)).map_err(|e| e.to_string())
+    };
+    assert!(with_inner("").is_ok() && with_inner("rnn_").is_ok());
+    assert!(with_inner("a.").unwrap_err().starts_with("a.inner.bias_hh_l0: not a tensor of torch.nn.LSTM"));
+    // What goldens hold, only if they hold all that makes them goldens.
+    let golden = stack("").f32("x", &[2, 5, 3]).f32("output", &[2, 5, 8]).f32("h_0", &[4, 2, 4]);
+    assert!(golden.read().is_ok());
+    assert!(golden.without("x").error().starts_with("h_0: not a tensor"));
+    let burn = burn("a.", &BURN_LSTM).f32("a.norm.gamma", &[4]).error();
+    assert!(burn.starts_with("a.norm.gamma: not a tensor of Burn's LSTM"), "{burn}");
+}
+
+#[test]
+fn the_raw_weights_of_weight_drop_are_the_weights() {
+    let first = |file: &Builder| read(&file.bytes(), None).unwrap().cells()[0].weight_hh[0];
+    let start = |name: &str| name.bytes().map(u32::from).sum::<u32>() as f32;
+    // In the module around it, in the module itself, and with or without the copy.
+    for (module, raw) in [("a.module.", "a.weight_hh_l0_raw"), ("a.", "a.weight_hh_l0_raw"), ("", "weight_hh_l0_raw")] {
+        let mut file = stack(module);
+        file.0.remove("a.linear.weight");
+        let file = file.f32(raw, &[16, 4]);
+        assert_eq!(first(&file), start(raw), "{module}");
+        let without = file.without(&format!("{module}weight_hh_l0"));
+        assert_eq!(first(&without), start(raw), "{module}");
+        assert_eq!(list_prefixes(&without.bytes()).unwrap(), [module]);
+    }
+    let error = stack("a.module.").f32("a.weight_hh_l0_raw", &[16, 5]).error();
+    assert!(error.starts_with("a.weight_hh_l0_raw: expected the shape of a.module.weight_hh_l0 = [16, 4]"), "{error}");
+    let error = stack("a.module.").f32("a.weight_hh_l0_foo", &[16, 4]).error();
+    assert!(error.starts_with("a.weight_hh_l0_foo: not a tensor of torch.nn.LSTM"), "{error}");
+    // A network of its own around another keeps what is its own.
+    let mut both = stack("");
+    both.0.extend(stack("module.").0);
+    both.0.retain(|name, _| !matches!(name.as_str(), "linear.weight" | "step"));
+    both.set("weight_hh_l0_raw", &[16, 4]);
+    let weights = read(&both.bytes(), Some("module.")).unwrap();
+    assert_eq!(weights.cells()[0].weight_hh[0], start("weight_hh_l0_raw"));
+}
+
+#[test]
+fn weights_in_parts_are_put_together_or_refused() {
+    let stack = || stack("").without("weight_hh_l0");
+    let weight = |file: &Builder| read(&file.bytes(), None).unwrap().cells()[0].weight_hh.clone();
+    let values = |file: &Builder, name: &str| -> Vec<f64> {
+        read_tensor(&file.bytes(), name).unwrap().1.into_iter().map(f64::from).collect()
+    };
+    let check = |file: &Builder, expected: &dyn Fn(usize, usize) -> f64| {
+        for (i, found) in weight(file).into_iter().enumerate() {
+            assert_eq!(found, expected(i / 4, i % 4) as f32, "element {i}");
+        }
+    };
+    for (g, v) in [
+        ("weight_hh_l0_g", "weight_hh_l0_v"),
+        ("parametrizations.weight_hh_l0.original0", "parametrizations.weight_hh_l0.original1"),
+    ] {
+        for shape in [&[16, 1][..], &[1, 4], &[]] {
+            let file = stack().f32(g, shape).f32(v, &[16, 4]);
+            let (magnitudes, vs) = (values(&file, g), values(&file, v));
+            let group = |row, column| match shape {
+                [_, 1] => row,
+                [1, _] => column,
+                _ => 0,
+            };
+            let norm = |wanted| {
+                let of = vs.iter().enumerate().filter(|(i, _)| group(i / 4, i % 4) == wanted);
+                of.map(|(_, v)| v * v).sum::<f64>().sqrt()
+            };
+            check(&file, &|row, column| {
+                vs[row * 4 + column] * (magnitudes[group(row, column)] / norm(group(row, column)))
+            });
+        }
+        let error = stack().f32(g, &[4, 1]).f32(v, &[16, 4]).error();
+        assert_eq!(error, format!("{g}: expected shape [16, 1] or [1, 4] or [], found [4, 1]"));
+        assert!(stack().f32(g, &[16, 1]).error().starts_with(&format!("{g}: expected a weight, or the parts of")));
+        assert!(stack().f32(v, &[16, 4]).error().starts_with(&format!("{v}: expected a weight, or the parts of")));
+        let both = stack().f32("weight_hh_l0", &[16, 4]).f32(g, &[16, 1]).f32(v, &[16, 4]).error();
+        assert!(both.contains("expected a weight, or the parts of"), "{both}");
+    }
+
+    let mut pruned = stack().f32("weight_hh_l0_orig", &[16, 4]);
+    pruned.raw("weight_hh_l0_mask", Dtype::BOOL, &[16, 4], (0..64).map(|i| i % 3 / 2).collect());
+    let original = values(&pruned, "weight_hh_l0_orig");
+    check(&pruned, &|row, column| if (row * 4 + column) % 3 == 2 { original[row * 4 + column] } else { 0.0 });
+    let error = pruned.clone().f32("weight_hh_l0_mask", &[4, 16]).error();
+    assert_eq!(error, "weight_hh_l0_mask: expected shape [16, 4], found [4, 16]");
+
+    for [original, u, v] in [
+        ["weight_hh_l0_orig", "weight_hh_l0_u", "weight_hh_l0_v"],
+        ["original", "0._u", "0._v"].map(|part| ["parametrizations.weight_hh_l0.", part].concat().leak() as &str),
+    ] {
+        for turned in [false, true] {
+            let [of_u, of_v] = if turned { [4, 16] } else { [16, 4] };
+            let file = stack().f32(original, &[16, 4]).f32(u, &[of_u]).f32(v, &[of_v]);
+            let [w, u, v] = [original, u, v].map(|name| values(&file, name));
+            let (rows, columns) = if turned { (&v, &u) } else { (&u, &v) };
+            let row = |r: usize| rows[r] * (0..4).map(|c| w[r * 4 + c] * columns[c]).sum::<f64>();
+            let sigma: f64 = (0..16).map(row).sum();
+            check(&file, &|row, column| w[row * 4 + column] / sigma);
+        }
+        assert!(stack().f32(original, &[16, 4]).f32(u, &[16]).error().contains("fold the parametrization"));
+    }
+    // A square matrix does not tell its axes apart.
+    let mut rnn = other("", 1, &[""]).without("weight_hh_l0").f32("weight_hh_l0_orig", &[4, 4]);
+    rnn = rnn.f32("weight_hh_l0_u", &[4]).f32("weight_hh_l0_v", &[4]);
+    assert!(rnn.error().contains("a square matrix does not tell"), "{}", rnn.error());
+    // A row of zeros has no direction.
+    let mut zeros = stack().f32("weight_hh_l0_g", &[16, 1]);
+    zeros.raw("weight_hh_l0_v", Dtype::F32, &[16, 4], vec![0; 256]);
+    assert!(
+        zeros.error().contains("weight_hh_l0_v: expected finite values once folded, found NaN"),
+        "{}",
+        zeros.error()
+    );
+}
+
+#[test]
+fn names_in_messages_are_short_and_without_control_characters() {
+    let name = format!("\u{1b}[2J{}", "x".repeat(500));
+    let error = Builder::default().f32(&name, &[1]).error();
+    assert!(error.contains("\\u{1b}[2Jxx") && error.contains("xx…"), "{error}");
+    for file in [
+        stack(&format!("{name}.")).without(&format!("{name}.bias_hh_l0")),
+        stack(&format!("{name}.")).f32(&format!("{name}.weight_hh_l0"), &[3]),
+        stack(&format!("{name}.")).f32(&format!("{name}.alpha\n"), &[3]),
+        stack(&format!("{name}.")).f32(&format!("{name}.weight_hh_l0_foo\n"), &[3]),
+    ] {
+        let error = file.error();
+        assert!(error.chars().all(|c| !c.is_control()) && error.len() < 800, "{error}");
+    }
+    let asked = read(&stack("a.").bytes(), Some(&name)).unwrap_err().to_string();
+    assert!(asked.contains("\\u{1b}[2Jxx") && asked.len() < 300, "{asked}");
 }
 
 #[test]
@@ -429,10 +604,11 @@ fn other_files_are_named() {
         assert_eq!(error.kind(), ErrorKind::InvalidFile);
         error.to_string()
     };
-    assert!(error(b"").contains("found 0 bytes: too short"));
+    assert!(error(b"").contains("found an empty file"));
+    assert!(error(&[1, 2, 3]).contains("found 3 bytes: too short"));
     assert!(error(b"PK\x03\x04 and so on").contains("found a zip archive"));
     assert!(error(b"\x80\x02\x8a\x0al\xfc").contains("found a pickle"));
-    assert!(error(b"{\"weights\": 1}").contains("truncated, or another format"));
+    assert!(error(b"{\"weights\": 1}").contains("found JSON"));
     assert!(error(&u64::MAX.to_le_bytes()).contains("header of 18446744073709551615 bytes in a file of 8"));
     let claims = |header: &str| error(&[&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat());
     claims("");

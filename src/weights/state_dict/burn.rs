@@ -11,10 +11,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Network, StateDict, two_sizes};
+use super::{Found, Network, StateDict, two_sizes};
 use crate::cell::CellSpec;
 use crate::error::{Result, bail};
 use crate::spec::{Direction, LayerSpec, LstmSpec};
+use crate::weights::source::shown;
 use crate::weights::tensor::Tensor;
 use crate::weights::{CellWeights, LstmWeights};
 
@@ -58,13 +59,8 @@ pub(super) fn candidates(dict: &StateDict<'_>) -> BTreeMap<String, Network> {
     found
 }
 
-/// Reads the network under `prefix`: its weights, and the names of its tensors.
-pub(super) fn read(
-    dict: &StateDict<'_>,
-    prefix: &str,
-    network: Network,
-    mut cell: CellSpec,
-) -> Result<(LstmWeights, BTreeSet<String>)> {
+/// Reads the network under `prefix`.
+pub(super) fn read(dict: &StateDict<'_>, prefix: &str, network: Network, mut cell: CellSpec) -> Result<Found> {
     let has = |prefix: &str| dict.tensors.keys().any(|name| take_apart(name).is_some_and(|(p, _)| p == prefix));
     let direction = if has(prefix) { Direction::Forward } else { Direction::Bidirectional };
     let halves = match direction {
@@ -110,7 +106,7 @@ pub(super) fn read(
                     let turned = transform == "input_transform"
                         && matches!(*tensor.shape(), [out, size] if out == hidden_size && size != hidden_size);
                     let hint = if turned { "; saved through BurnToPyTorchAdapter?" } else { "" };
-                    let found = tensor.shape();
+                    let (name, found) = (shown(&name), tensor.shape());
                     bail!(InvalidWeights, "{name}: expected {meaning} = {expected:?}, found {found:?}{hint}");
                 }
                 used.insert(name.clone());
@@ -138,7 +134,8 @@ pub(super) fn read(
         (cell.bias_ih, cell.bias_hh) = (bias.then_some(bias_ih), bias.then_some(bias_hh));
         cells.push(cell);
     }
-    Ok((LstmWeights::new(spec, cells)?, used))
+    dict.check_siblings(prefix, &format!("Burn's {}", network.name()), &used)?;
+    Ok(Found { weights: LstmWeights::new(spec, cells)?, used, notes: Vec::new() })
 }
 
 /// A tensor of a gate, or zeros: those of the gate that `input_forget` leaves out.
@@ -159,7 +156,12 @@ impl Part<'_> {
 fn find<'t>(dict: &'t StateDict<'t>, name: &str, why: &str) -> Result<&'t Tensor<'t>> {
     match dict.tensors.get(name) {
         Some(tensor) => Ok(tensor),
-        None => bail!(InvalidWeights, "{name}: missing, though the gate {why} or another of the module is there"),
+        None => bail!(
+            InvalidWeights,
+            "{}: missing, though the gate {} or another of the module is there",
+            shown(name),
+            shown(why)
+        ),
     }
 }
 

@@ -4,15 +4,16 @@
 //! Out: [`LstmWeights`]; PyTorch's gate orders i f g o and r z n are the canonical ones, and its GRU applies r to
 //!      W_hn·h + b_hn.
 //! The number of rows of weight_hh tells the networks apart: 4H of an LSTM, 3H of a GRU, H of an RNN.
-//! Not here: which prefix (`state_dict`).
+//! Not here: which prefix (`state_dict`); weights in parts (`fold`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Network, StateDict, two_sizes};
+use super::fold::{Named, PARAMETRIZED, Part, SUFFIXES, Source};
+use super::{Found, Network, StateDict, two_sizes};
 use crate::cell::CellSpec;
 use crate::error::{Result, bail};
 use crate::spec::{Direction, LayerSpec, LstmSpec};
-use crate::weights::tensor::Tensor;
+use crate::weights::source::shown;
 use crate::weights::{CellWeights, LstmWeights};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,9 +51,28 @@ impl Slot {
     }
 }
 
-/// Takes a name apart: its prefix, and which tensor it means; `None` in place of the slot if the name only looks
-/// like one of a network (`weight_hh_l0_raw`), and no result if it does not.
-fn take_apart(name: &str) -> Option<(&str, Option<Slot>)> {
+/// Takes a name apart: its prefix, and which part of which tensor it means; `None` in their place if the name only
+/// looks like one of a network (`weight_hh_l0_foo`), and no result if it does not.
+fn take_apart(name: &str) -> Option<(&str, Option<(Slot, Part)>)> {
+    const PARAMETRIZATIONS: &str = "parametrizations.";
+    if let Some(start) = name.rfind(PARAMETRIZATIONS)
+        && let Some((stem, part)) = name[start + PARAMETRIZATIONS.len()..].split_once('.')
+        && let Some((start_of_stem, slot)) = slot_of(stem)
+        && start_of_stem == 0
+    {
+        let part = PARAMETRIZED.iter().find(|entry| entry.0 == part).map(|entry| entry.1);
+        return Some((&name[..start], slot.zip(part)));
+    }
+    let (start, slot) = slot_of(name)?;
+    if let Some(slot) = slot {
+        return Some((&name[..start], Some((slot, Part::Whole))));
+    }
+    let part = SUFFIXES.iter().find_map(|(suffix, part)| Some((slot_of(name.strip_suffix(suffix)?)?.1?, *part)));
+    Some((&name[..start], part))
+}
+
+/// Where in a name a tensor's own name begins, and which tensor it is.
+fn slot_of(name: &str) -> Option<(usize, Option<Slot>)> {
     let (start, (stem, kind)) =
         KINDS.iter().filter_map(|entry| name.rfind(entry.0).map(|start| (start, *entry))).max_by_key(|e| e.0)?;
     let rest = &name[start + stem.len()..];
@@ -68,7 +88,24 @@ fn take_apart(name: &str) -> Option<(&str, Option<Slot>)> {
         // `parse` reads "+1" and "01" too; only the canonical spelling is PyTorch's.
         slot.filter(|slot| slot.name() == name[start..])
     };
-    Some((&name[..start], slot))
+    Some((start, slot))
+}
+
+/// The prefix of the network whose tensor a name is, or looks like.
+pub(super) fn prefix_of(name: &str) -> Option<&str> {
+    take_apart(name).map(|(prefix, _)| prefix)
+}
+
+/// Whether a name is, or looks like, that of a tensor of the network under `prefix`.
+pub(super) fn is_of(name: &str, prefix: &str) -> bool {
+    prefix_of(name) == Some(prefix)
+}
+
+/// The prefix of the network that a tensor belongs to. The raw weights of weight drop are in the module around it.
+fn home(dict: &StateDict<'_>, prefix: &str, slot: Slot, part: Part) -> String {
+    let inner = format!("{prefix}module.");
+    let is_inside = |kind| dict.tensors.contains_key(&format!("{inner}{}", Slot { kind, ..slot }.name()));
+    if part == Part::Raw && KINDS.iter().any(|(_, kind)| is_inside(*kind)) { inner } else { prefix.to_owned() }
 }
 
 /// Each prefix with PyTorch's names, and the network that the shapes show; an LSTM if they show none.
@@ -79,14 +116,16 @@ pub(super) fn candidates(dict: &StateDict<'_>) -> BTreeMap<String, Network> {
         by: Option<(Slot, Network)>,
         projection: bool,
     }
-    let mut found: BTreeMap<&str, Shown> = BTreeMap::new();
+    let mut found: BTreeMap<String, Shown> = BTreeMap::new();
     for (name, tensor) in &dict.tensors {
-        let Some((prefix, Some(slot))) = take_apart(name) else {
+        let Some((prefix, Some((slot, part)))) = take_apart(name) else {
             continue;
         };
-        let shown = found.entry(prefix).or_default();
+        let shown = found.entry(home(dict, prefix, slot, part)).or_default();
         shown.projection |= slot.kind == Kind::WeightHr;
+        // Other parts have other shapes.
         if slot.kind == Kind::WeightHh
+            && matches!(part, Part::Whole | Part::Raw | Part::V | Part::Original | Part::Original1 | Part::Parametrized)
             && let [rows, h] = *tensor.shape()
             && h > 0
         {
@@ -106,31 +145,24 @@ pub(super) fn candidates(dict: &StateDict<'_>) -> BTreeMap<String, Network> {
         Some((_, network)) if !shown.projection => network,
         _ => Network::Lstm,
     };
-    found.into_iter().map(|(prefix, shown)| (prefix.to_owned(), network(shown))).collect()
+    found.into_iter().map(|(prefix, shown)| (prefix, network(shown))).collect()
 }
 
-/// Reads the network under `prefix`: its weights, and the names of its tensors.
-pub(super) fn read(
-    dict: &StateDict<'_>,
-    prefix: &str,
-    network: Network,
-    cell: CellSpec,
-) -> Result<(LstmWeights, BTreeSet<String>)> {
+/// Reads the network under `prefix`.
+pub(super) fn read(dict: &StateDict<'_>, prefix: &str, network: Network, cell: CellSpec) -> Result<Found> {
     let tensors = collect(dict, prefix, network)?;
-    let stack = check_complete(&tensors)?;
+    let stack = check_complete(prefix, &tensors)?;
     let mut specs: Vec<LayerSpec> = Vec::new();
     for &layer in &stack.layers {
         specs.push(infer_layer(&tensors, layer, specs.last(), &stack, network, cell)?);
     }
     let spec = LstmSpec::new(specs)?;
-    dict.check_total(tensors.values().map(|(name, _)| name.as_str()))?;
+    let used: BTreeSet<String> = names(tensors.values().flat_map(Source::used));
+    dict.check_total(used.iter().map(String::as_str))?;
     let mut cells = Vec::new();
     for (&layer, layer_spec) in stack.layers.iter().zip(spec.layers()) {
         for &reverse in layer_spec.direction.is_reverse() {
-            let get = |kind| {
-                let (name, tensor) = &tensors[&Slot { layer, reverse, kind }];
-                tensor.to_finite_f32(name)
-            };
+            let get = |kind| tensors[&Slot { layer, reverse, kind }].to_finite_f32();
             cells.push(CellWeights {
                 weight_ih: get(Kind::WeightIh)?,
                 weight_hh: get(Kind::WeightHh)?,
@@ -141,34 +173,49 @@ pub(super) fn read(
             });
         }
     }
-    let used = tensors.into_values().map(|(name, _)| name).collect();
-    Ok((LstmWeights::new(spec, cells)?, used))
+    let notes = tensors.values().filter_map(Source::note).collect();
+    Ok(Found { weights: LstmWeights::new(spec, cells)?, used, notes })
 }
 
-/// The tensors of one network by slot, each with its full name.
-type Tensors<'t> = BTreeMap<Slot, (String, &'t Tensor<'t>)>;
+fn names<'t>(tensors: impl Iterator<Item = Named<'t>>) -> BTreeSet<String> {
+    tensors.map(|(name, _)| name.to_owned()).collect()
+}
 
-/// All tensors under `prefix`, after refusing names that only look right.
+/// The tensors of one network by slot.
+type Tensors<'t> = BTreeMap<Slot, Source<'t>>;
+
+/// All tensors under `prefix`, after refusing names that only look right and those that are not understood.
 fn collect<'t>(dict: &'t StateDict<'t>, prefix: &str, network: Network) -> Result<Tensors<'t>> {
     let network = network.name();
-    let mut tensors = Tensors::new();
-    let parametrized = format!("{prefix}parametrizations.");
+    let mut parts: BTreeMap<Slot, BTreeMap<Part, Named<'t>>> = BTreeMap::new();
+    let outside = prefix.strip_suffix("module.").unwrap_or(prefix);
+    let is_alone = !dict.tensors.keys().any(|name| {
+        matches!(take_apart(name), Some((p, Some((slot, part)))) if p == outside && home(dict, p, slot, part) == p)
+    });
     for (name, tensor) in &dict.tensors {
         match take_apart(name) {
-            Some((p, Some(slot))) if p == prefix => {
-                tensors.insert(slot, (name.to_owned(), tensor));
+            Some((p, Some((slot, part)))) if (p == prefix || p == outside) && home(dict, p, slot, part) == prefix => {
+                parts.entry(slot).or_default().insert(part, (name, tensor));
             }
-            Some((p, _)) if p == prefix || p == parametrized => bail!(
+            // In the module around this one, if that is no network of its own.
+            Some((p, None)) if p == prefix || (p == outside && is_alone) => bail!(
                 InvalidWeights,
-                "{name}: not a tensor of torch.nn.{network}; fold weight_norm, weight drop and other parametrizations \
-                 into the weights before saving"
+                "{}: not a tensor of torch.nn.{network}; fold parametrizations into the weights before saving",
+                shown(name)
             ),
             _ => {}
         }
     }
+    let mut tensors = Tensors::new();
+    for (slot, parts) in parts {
+        tensors.insert(slot, Source::of(&parts)?);
+    }
+    let understood = names(tensors.values().flat_map(Source::understood));
+    dict.check_siblings(prefix, &format!("torch.nn.{network}"), &understood)?;
     let of_cell = tensors.values().zip(tensors.keys()).find(|(_, slot)| slot.layer.is_none());
     let of_stack = tensors.values().zip(tensors.keys()).find(|(_, slot)| slot.layer.is_some());
-    if let (Some(((cell, _), _)), Some(((stack, _), _))) = (of_cell, of_stack) {
+    if let (Some((cell, _)), Some((stack, _))) = (of_cell, of_stack) {
+        let (cell, stack) = (shown(cell.main().0), shown(stack.main().0));
         bail!(
             InvalidWeights,
             "{cell}, {stack}: names of torch.nn.{network}Cell and of torch.nn.{network} under one prefix"
@@ -187,24 +234,25 @@ struct Stack {
 }
 
 /// The layers and what they have, after checking that each has it like the others.
-fn check_complete(tensors: &Tensors<'_>) -> Result<Stack> {
+fn check_complete(prefix: &str, tensors: &Tensors<'_>) -> Result<Stack> {
     let layers: Vec<Option<usize>> = {
         let set: BTreeSet<_> = tensors.keys().map(|slot| slot.layer).collect();
         set.into_iter().collect()
     };
-    let (first, (any_name, _)) = tensors.first_key_value().expect("a chosen prefix has a tensor");
-    let prefix = any_name.strip_suffix(&first.name()).unwrap_or_default();
-    let missing =
-        |slot: Slot, why: &str| bail!(InvalidWeights, "{prefix}{}: missing, though {why} is there", slot.name());
+    let any_name = tensors.first_key_value().expect("a chosen prefix has a tensor").1.main().0;
+    let missing = |slot: Slot, why: &str| {
+        bail!(InvalidWeights, "{}{}: missing, though {} is there", shown(prefix), slot.name(), shown(why))
+    };
 
     // Why a tensor must be there: the first one that shows the property.
-    let shows = |has: fn(&Slot) -> bool| tensors.iter().find(|(slot, _)| has(slot)).map(|(_, (name, _))| name.as_str());
+    let shows = |has: fn(&Slot) -> bool| tensors.iter().find(|(slot, _)| has(slot)).map(|(_, source)| source.main().0);
     let reverse = shows(|slot| slot.reverse);
     let bias = shows(|slot| matches!(slot.kind, Kind::BiasIh | Kind::BiasHh));
     let projection = shows(|slot| slot.kind == Kind::WeightHr);
     for (l, &layer) in layers.iter().enumerate() {
         if layer.is_some_and(|found| found != l) {
-            let why = &tensors.iter().find(|(slot, _)| slot.layer == layer).expect("layers are those of tensors").1.0;
+            let of_layer = tensors.iter().find(|(slot, _)| slot.layer == layer);
+            let why = of_layer.expect("layers are those of tensors").1.main().0;
             return missing(Slot { layer: Some(l), reverse: false, kind: Kind::WeightIh }, why);
         }
         for backwards in [false, true] {
@@ -217,7 +265,7 @@ fn check_complete(tensors: &Tensors<'_>) -> Result<Stack> {
                     Kind::BiasIh | Kind::BiasHh => bias,
                     Kind::WeightHr => projection,
                     Kind::WeightIh | Kind::WeightHh if backwards => reverse,
-                    Kind::WeightIh | Kind::WeightHh => Some(any_name.as_str()),
+                    Kind::WeightIh | Kind::WeightHh => Some(any_name),
                 };
                 if let Some(why) = why
                     && !tensors.contains_key(&slot)
@@ -240,7 +288,7 @@ fn infer_layer(
     cell: CellSpec,
 ) -> Result<LayerSpec> {
     let rows = network.rows();
-    let get = |kind| &tensors[&Slot { layer, reverse: false, kind }];
+    let get = |kind| tensors[&Slot { layer, reverse: false, kind }].main();
     let (hh_name, hh) = get(Kind::WeightHh);
     let (ih_name, ih) = get(Kind::WeightIh);
     let hh = two_sizes(hh_name, &format!("[{rows}, hidden_size]"), hh.shape())?;
@@ -265,7 +313,7 @@ fn infer_layer(
     let h = if stack.projection { "projection_size" } else { "hidden_size" };
     for &reverse in spec.direction.is_reverse() {
         for (_, kind) in KINDS {
-            let Some((name, tensor)) = tensors.get(&Slot { layer, reverse, kind }) else {
+            let Some((name, tensor)) = tensors.get(&Slot { layer, reverse, kind }).map(Source::main) else {
                 continue;
             };
             let (meaning, expected) = match kind {
@@ -275,7 +323,8 @@ fn infer_layer(
                 Kind::WeightHr => ("[projection_size, hidden_size]".to_owned(), vec![spec.h_size(), hidden_size]),
             };
             if tensor.shape() != expected {
-                bail!(InvalidWeights, "{name}: expected {meaning} = {expected:?}, found {:?}", tensor.shape());
+                let (name, found) = (shown(name), tensor.shape());
+                bail!(InvalidWeights, "{name}: expected {meaning} = {expected:?}, found {found:?}");
             }
         }
     }
