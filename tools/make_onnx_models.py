@@ -525,6 +525,75 @@ def around_recurrent_nodes():
     write("around_function_unsorted", model, feeds, expected)
 
 
+def hostile():
+    """Small files that ask for more memory or time than there is."""
+    folder = OUT / "hostile"
+    folder.mkdir(exist_ok=True)
+    i64 = lambda *v: np.array(v, np.int64)  # noqa: E731
+
+    def save(name, m, made, opset=17):
+        model = m.model([("x", F, ["n"])], [(made, F, None)], opset)
+        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+        return model
+
+    m = Maker(70)
+    save("pad", m, m.node("Pad", ["x", m.const(i64(0, 1 << 40))]))
+    m = Maker(71)
+    index = m.node("Cast", ["x"], to=I64)
+    save("one_hot", m, m.node("OneHot", [index, m.const(i64(1 << 40)), m.const(np.array([0, 1], np.float32))]))
+    m = Maker(72)
+    span = m.node("Range", [m.const(np.array(0, np.int64)), m.const(np.array(1 << 50)), m.const(np.array(1, np.int64))])
+    save("range", m, m.node("Cast", [span], to=F))
+    m = Maker(73)
+    save("constant_of_shape", m, m.node("ConstantOfShape", [m.const(i64(1 << 20, 1 << 20))]))
+    for op, name in (("Concat", "doublings"), ("Add", "additions")):
+        m = Maker(74)
+        y = "x"
+        for _ in range(40):
+            y = m.node("Concat", [y, y], axis=0) if op == "Concat" else m.node("Add", [y, m.node("Unsqueeze", [y, m.const(i64(-1))])])
+        save(name, m, y)
+    m = Maker(75)
+    column = m.node("Expand", [m.node("Unsqueeze", ["x", m.const(i64(1))]), m.const(i64(3, 1 << 15))])
+    save("outer_product", m, m.node("MatMul", [m.node("Reshape", [column, m.const(i64(-1, 1))]), m.node("Reshape", [column, m.const(i64(1, -1))])]))
+    m = Maker(76)
+    body = subgraph(
+        m,
+        [helper.make_node("Identity", ["go"], ["go_next"]), helper.make_node("Neg", ["v"], ["v_next"])],
+        [("i", I64, []), ("go", TensorProto.BOOL, []), ("v", F, None)],
+        [("go_next", TensorProto.BOOL, []), ("v_next", F, None)],
+    )
+    save("endless_loop", m, m.node("Loop", ["", m.const(np.array(True)), "x"], body=body))
+    m = Maker(77)
+    body = subgraph(
+        m,
+        [helper.make_node("Identity", ["go"], ["go_next"]), helper.make_node("Concat", ["v", "v"], ["v_next"], axis=0)],
+        [("i", I64, []), ("go", TensorProto.BOOL, []), ("v", F, None)],
+        [("go_next", TensorProto.BOOL, []), ("v_next", F, None)],
+    )
+    save("growing_loop", m, m.node("Loop", ["", m.const(np.array(True)), "x"], body=body))
+    # Thirty functions, each of which calls the next one ten times.
+    m = Maker(78)
+    m.nodes.append(helper.make_node("F0", ["x"], ["y"], domain="local"))
+    model = m.model([("x", F, ["n"])], [("y", F, None)])
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for k in range(30):
+        nodes = [helper.make_node(f"F{k + 1}", [f"v{i}"], [f"v{i + 1}"], domain="local") for i in range(10)]
+        if k == 29:
+            nodes = [helper.make_node("Neg", [f"v{i}"], [f"v{i + 1}"]) for i in range(10)]
+        model.functions.append(helper.make_function("local", f"F{k}", ["v0"], ["v10"], nodes, imports))
+    (folder / "functions.onnx").write_bytes(model.SerializeToString())
+    # A function that calls itself, and a value that is made from itself.
+    del model.functions[1:]
+    for node in model.functions[0].node:
+        node.op_type = "F0"
+    (folder / "recursion.onnx").write_bytes(model.SerializeToString())
+    m = Maker(79)
+    m.nodes.append(helper.make_node("Add", ["x", "b"], ["a"]))
+    m.nodes.append(helper.make_node("Neg", ["a"], ["b"]))
+    save("circle", m, "b")
+
+
 def node_tests():
     for test in sorted(collect_testcases("LSTM"), key=lambda t: t.name):
         if test.name.startswith("test_lstm_") and "expanded" not in test.name:
@@ -557,6 +626,7 @@ def main():
     write("float16_weights", *half_weights())
     write("first_version", *first_version())
     around_recurrent_nodes()
+    hostile()
 
 
 if __name__ == "__main__":

@@ -71,9 +71,10 @@ pub(super) struct AttributeProto {
     pub(super) i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
     pub(super) s: Option<Vec<u8>>,
-    #[prost(float, repeated, tag = "7")]
+    // Not packed, as the first version of protobuf has it and some readers insist on.
+    #[prost(float, repeated, packed = "false", tag = "7")]
     pub(super) floats: Vec<f32>,
-    #[prost(int64, repeated, tag = "8")]
+    #[prost(int64, repeated, packed = "false", tag = "8")]
     pub(super) ints: Vec<i64>,
     #[prost(bytes = "vec", repeated, tag = "9")]
     pub(super) strings: Vec<Vec<u8>>,
@@ -109,7 +110,7 @@ impl AttributeProto {
 /// A tensor without its content, which stays in the file's bytes; see `tensor.rs`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct TensorHead {
-    #[prost(int64, repeated, tag = "1")]
+    #[prost(int64, repeated, packed = "false", tag = "1")]
     pub(super) dims: Vec<i64>,
     #[prost(int32, tag = "2")]
     pub(super) data_type: i32,

@@ -372,7 +372,7 @@ fn explicit(node: &Node, constants: &HashMap<ValueId, Array>) -> Option<Node> {
     node.remove_attribute("auto_pad");
     node.set_ints("strides", strides);
     node.set_ints("pads", pads);
-    if node.is("Conv") {
+    if node.is("Conv") || node.is("ConvTranspose") {
         node.set_ints("dilations", dilations);
     } else {
         node.remove_attribute("dilations");

@@ -239,6 +239,94 @@ fn impossible_sizes_are_refused_before_memory_is_taken() {
     assert!(refused >= 1);
 }
 
+/// Files that ask for more memory or time than there is end with an error that says so, soon.
+#[test]
+fn hostile_models_are_refused() {
+    let engine = &engines()[0];
+    let folder = support::onnx::folder().join("hostile");
+    let x = Tensor::floats(vec![3], vec![1.0, 2.0, 3.0]).unwrap();
+    let mut found: Vec<String> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    let elements = "expected a tensor of at most 268435456 elements";
+    let expected = [
+        ("additions", elements),
+        ("circle", "is made from itself"),
+        ("constant_of_shape", elements),
+        ("doublings", elements),
+        ("endless_loop", "expected loops of at most 1000 iterations"),
+        ("functions", "expected at most 1048576 nodes"),
+        ("growing_loop", elements),
+        ("one_hot", elements),
+        ("outer_product", elements),
+        ("pad", elements),
+        ("range", elements),
+        ("recursion", "expected at most 32 functions that call each other"),
+    ];
+    assert_eq!(found, expected.map(|(name, _)| name));
+    for (name, needle) in expected {
+        let started = std::time::Instant::now();
+        let bytes = std::fs::read(folder.join(format!("{name}.onnx"))).unwrap();
+        let options = OnnxOptions::default().max_iterations(1000);
+        let result = pollster::block_on(OnnxModel::load(engine, &bytes, &options))
+            .and_then(|model| pollster::block_on(model.run(&[("x", x.clone())])));
+        let error = result.expect_err(name).to_string();
+        assert!(error.contains(needle), "{name}: {error}");
+        assert!(started.elapsed().as_secs() < 60, "{name}: {:?}", started.elapsed());
+    }
+}
+
+/// Each limit of the options is one: what passes without it is refused with it, by its name.
+#[test]
+fn limits_are_options() {
+    let engine = &engines()[0];
+    for (name, options, needle) in [
+        ("exported_forward", OnnxOptions::default().max_elements(10), "OnnxOptions::max_elements"),
+        ("exported_forward", OnnxOptions::default().max_bytes(100), "OnnxOptions::max_bytes"),
+        ("convolution", OnnxOptions::default().max_multiply_adds(10.0), "OnnxOptions::max_multiply_adds"),
+        ("around_loop_over_a_cell", OnnxOptions::default().max_iterations(2), "OnnxOptions::max_iterations"),
+    ] {
+        let Example { bytes, inputs, .. } = example(name);
+        let run = |options: &OnnxOptions| {
+            let model = pollster::block_on(OnnxModel::load(engine, &bytes, options))?;
+            pollster::block_on(model.run(&inputs))
+        };
+        run(&OnnxOptions::default()).unwrap();
+        let error = run(&options).expect_err(needle);
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains(needle), "{error}");
+    }
+}
+
+/// Without the fast runtime every number is the same to rounding: the host's operators are what `--verify` goes by.
+#[test]
+fn the_host_alone_has_the_same_numbers() {
+    let engine = &engines()[0];
+    for example in examples() {
+        let options = example.options().fast(false);
+        let model = pollster::block_on(OnnxModel::load(engine, &example.bytes, &options)).unwrap();
+        assert!(!model.explain().contains("CPU runtime"), "{}: {}", example.name, model.explain());
+        example.check(&pollster::block_on(model.run(&example.inputs)).unwrap()).unwrap();
+    }
+    let model = load(engine, &example("convolution").bytes).unwrap();
+    assert!(model.explain().contains("CPU runtime: Conv"), "{}", model.explain());
+}
+
+/// An initialiser that is an input too is listed apart, kept where it is not given, and another model where it is.
+#[test]
+fn defaults_may_be_replaced() {
+    let engine = &engines()[0];
+    let (kept, replaced) = (example("around_default_kept"), example("around_default_replaced"));
+    let model = load(engine, &kept.bytes).unwrap();
+    assert_eq!(model.inputs().len(), 1);
+    assert_eq!(model.optional_inputs().iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["h_0"]);
+    for example in [&replaced, &kept, &replaced] {
+        example.check(&pollster::block_on(model.run(&example.inputs)).unwrap()).unwrap();
+    }
+}
+
 #[test]
 fn other_files_are_told_apart() {
     let engine = &engines()[0];

@@ -16,6 +16,24 @@ pub(crate) fn read_with_contents(option: &ModelOption) -> Result<(LstmWeights, F
     Ok(weights::read_file_with_contents(&option.model, &options(option))?)
 }
 
+/// What else of the model the file has, which a run leaves out, and how to include it.
+pub(crate) fn what_is_not_run(contents: &FileContents) -> Option<String> {
+    const MOST_NAMED: usize = 3;
+    let beside = &contents.beside;
+    let named: Vec<String> = beside.iter().take(MOST_NAMED).map(|t| format!("{} {:?}", t.name, t.shape)).collect();
+    let more = match beside.len().checked_sub(MOST_NAMED + 1) {
+        Some(n) => format!(" and {} more", n + 1),
+        None => String::new(),
+    };
+    (!named.is_empty()).then(|| {
+        format!(
+            "the file also has {}{more}, which are not run: the output is that of the recurrent layers alone; to run the \
+             whole model, export it as ONNX",
+            named.join(", ")
+        )
+    })
+}
+
 fn options(option: &ModelOption) -> ReadOptions {
     ReadOptions { prefix: option.prefix.clone(), rnn_activation: option.rnn_activation.map(Into::into) }
 }

@@ -28,7 +28,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
         return Err(Failure::Usage("--onnx-compat: expected a model ending in .onnx".into()));
     }
     // All files first: nobody should wait for a long run to learn of a mistyped name.
-    let as_read = model::read(&options.model)?;
+    let (as_read, contents) = model::read_with_contents(&options.model)?;
     let weights = options.weights.weights.of(as_read.clone())?;
     let input = Input::read(&options.input, options.layout.into(), weights.spec())?;
     let expected = options.expect.as_deref().map(read_expected).transpose()?;
@@ -43,6 +43,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<()> {
     batch.validate(weights.spec()).map_err(|e| Failure::from(e).context(options.input.display()))?;
     let say_unless_quiet = |line: String| if options.is_quiet() { Ok(()) } else { say!("{line}") };
     say_unless_quiet(format!("model: {}", describe(weights.spec())))?;
+    for note in contents.notes.iter().cloned().chain(model::what_is_not_run(&contents)) {
+        say_unless_quiet(format!("note: {note}"))?;
+    }
     say_unless_quiet(input.summary())?;
 
     let engine = Engine::open_blocking(engine_options(&options.device, &options.weights, &options.budget))?;
