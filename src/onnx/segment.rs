@@ -164,8 +164,9 @@ impl Segment {
             }
         }
         let suits = self.check(&given, limits)?;
+        // What the runtime refuses, the host's operators compute, or refuse with a better word.
         match &self.fast {
-            Ok(fast) if suits => self.run_fast(fast, &given),
+            Ok(fast) if suits => self.run_fast(fast, &given).or_else(|_| self.run_on_host(&given, limits)),
             _ => self.run_on_host(&given, limits),
         }
     }
@@ -215,14 +216,8 @@ impl Segment {
                 inputs.push((*id, to_runtime(array)?));
             }
         }
-        let labels = || match &self.nodes[..] {
-            [node] => node.label(),
-            [first, .., last] => format!("{} to {}", first.label(), last.label()),
-            [] => String::new(),
-        };
         let values = contained("evaluating", || fast.model.run(inputs, &fast.outputs, None))
-            .and_then(|r| r.map_err(|e| Error::new(ErrorKind::InvalidInput, e.to_string())))
-            .map_err(|e| e.context(labels()))?;
+            .and_then(|r| r.map_err(|e| Error::new(ErrorKind::InvalidInput, e.to_string())))?;
         values.into_iter().zip(&self.output_types).map(|(value, &element)| from_runtime(value, element)).collect()
     }
 
