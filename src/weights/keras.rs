@@ -231,7 +231,7 @@ fn assumptions(graph: &Graph<'_>, chosen: &[usize], parts: &[Part]) -> Vec<Strin
             ));
         }
         if let Some(precision) = &part.recurrent.precision {
-            lines.push(format!("{}: Keras computes in {precision}, here f32 is computed with", layer.name));
+            lines.push(format!("{}: Keras computes in {precision}, here in f32", layer.name));
         }
     }
     if !graph.others.is_empty() {

@@ -397,7 +397,10 @@ fn nodes_of(model: &Value, most: usize) -> Result<Option<(Vec<Node<'_>>, Vec<Ten
             bail!(InvalidFile, "model_config: layer {i}: expected class_name, config and name, found one missing");
         };
         if name.len().max(class.len()) > MAX_NAME {
-            bail!(InvalidFile, "model_config: layer {i}: expected names of at most {MAX_NAME} bytes, found longer ones");
+            bail!(
+                InvalidFile,
+                "model_config: layer {i}: expected names of at most {MAX_NAME} bytes, found longer ones"
+            );
         }
         if !names.insert(name) {
             bail!(InvalidFile, "model_config: layer {i}: expected one layer of each name, found another {name}");
@@ -425,8 +428,7 @@ fn nodes_of(model: &Value, most: usize) -> Result<Option<(Vec<Node<'_>>, Vec<Ten
 fn is_model(entry: &Value) -> bool {
     let class = entry.get("class_name").and_then(Value::as_str);
     let of_keras = class.is_some_and(|class| MODELS.contains(&class)) && foreign(entry).is_none();
-    entries(entry)
-        .is_some_and(|entries| of_keras || entries.iter().any(|entry| entry.get("inbound_nodes").is_some()))
+    entries(entry).is_some_and(|entries| of_keras || entries.iter().any(|entry| entry.get("inbound_nodes").is_some()))
 }
 
 /// One call: of Keras 2 `[["lstm", 0, 0, {"mask": ..}], ..]`, of Keras 3 `{"args": [..], "kwargs": {..}}`.
@@ -553,7 +555,8 @@ mod tests {
             "{\"name\": \"m\", \"class_name\": \"Model\", \"config\": {\"name\": \"m\", \"layers\": []}}".to_owned();
         let empty = deep.clone();
         for _ in 0..8 {
-            let others: String = (0..9).map(|i| format!(", {}", empty.replace("\"m\"", &format!("\"m{i}\"")))).collect();
+            let others: String =
+                (0..9).map(|i| format!(", {}", empty.replace("\"m\"", &format!("\"m{i}\"")))).collect();
             let layers = format!("{deep}{others}");
             deep = format!("{{\"name\": \"m\", \"class_name\": \"Model\", \"config\": {{\"layers\": [{layers}]}}}}");
         }

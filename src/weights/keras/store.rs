@@ -252,8 +252,10 @@ impl Store {
                         }
                         continue;
                     }
-                    let own =
-                        child(&layer, "vars", &self.budget)?.map(|vars| text(&vars, "name", &self.budget)).transpose()?.flatten();
+                    let own = child(&layer, "vars", &self.budget)?
+                        .map(|vars| text(&vars, "name", &self.budget))
+                        .transpose()?
+                        .flatten();
                     let name = own.unwrap_or_else(|| layer.name().to_owned());
                     let cells = self.placed_cells(&layer, &[]).map_err(|e| e.context(&name))?;
                     let bidirectional = child(&layer, "forward_layer", &self.budget)?.is_some();
@@ -370,7 +372,12 @@ impl Store {
                 bail!(InvalidWeights, "{name}: expected a matrix or a vector, found {shape:?}");
             };
             if let Some(other) = parts.iter().find(|part| part.shape != shape) {
-                bail!(InvalidWeights, "{}: expected {shape:?} as of the other gates, found {:?}", other.name, other.shape);
+                bail!(
+                    InvalidWeights,
+                    "{}: expected {shape:?} as of the other gates, found {:?}",
+                    other.name,
+                    other.shape
+                );
             }
             let rows_len = parts[0].values.len() / columns;
             let row = |i: usize| parts.iter().flat_map(move |part| &part.values[i * columns..(i + 1) * columns]);
@@ -442,7 +449,9 @@ impl Store {
             return (0..classes.len())
                 .map(|i| match child(&stack, &name(i), &self.budget)? {
                     Some(cell) => self.vars(&cell),
-                    None => bail!(InvalidFile, "cells: expected {}, found {}", name(i), member_list(&stack, &self.budget)?),
+                    None => {
+                        bail!(InvalidFile, "cells: expected {}, found {}", name(i), member_list(&stack, &self.budget)?)
+                    }
                 })
                 .collect();
         }
@@ -453,7 +462,12 @@ impl Store {
     /// kernel, recurrent kernel and bias of `group/vars`.
     fn vars(&self, group: &Group) -> Result<CellTensors> {
         let Some(vars) = child(group, "vars", &self.budget)? else {
-            bail!(InvalidFile, "{}: expected the group vars, found {}", group.name(), member_list(group, &self.budget)?);
+            bail!(
+                InvalidFile,
+                "{}: expected the group vars, found {}",
+                group.name(),
+                member_list(group, &self.budget)?
+            );
         };
         let (_, present) = vars.member_names().map_err(damaged)?;
         Ok(CellTensors {
@@ -466,7 +480,12 @@ impl Store {
     fn must(&self, group: &Group, name: &str, place: &Place<'_>) -> Result<Group> {
         match child(group, name, &self.budget)? {
             Some(child) => Ok(child),
-            None => bail!(InvalidFile, "expected the group {name} for {}, found {}", place.name(), member_list(group, &self.budget)?),
+            None => bail!(
+                InvalidFile,
+                "expected the group {name} for {}, found {}",
+                place.name(),
+                member_list(group, &self.budget)?
+            ),
         }
     }
 
@@ -706,13 +725,10 @@ fn gates_of_keras_1(weights: &[String]) -> Option<Vec<(&str, &'static [&'static 
     let mut cells: Vec<(&str, &'static [&'static str])> = Vec::new();
     for weight in weights {
         let stem = stem(weight);
-        let found: Option<(&str, &'static [&'static str])> = [
-            ("_U_i", &["_i", "_f", "_c", "_o"][..]),
-            ("_U_z", &["_z", "_r", "_h"][..]),
-            ("_U", &[""][..]),
-        ]
-        .into_iter()
-        .find_map(|(end, gates)| Some((stem.strip_suffix(end)?, gates)));
+        let found: Option<(&str, &'static [&'static str])> =
+            [("_U_i", &["_i", "_f", "_c", "_o"][..]), ("_U_z", &["_z", "_r", "_h"][..]), ("_U", &[""][..])]
+                .into_iter()
+                .find_map(|(end, gates)| Some((stem.strip_suffix(end)?, gates)));
         cells.extend(found);
     }
     (!cells.is_empty()).then_some(cells)

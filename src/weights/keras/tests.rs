@@ -38,12 +38,34 @@ fn activations_are_read_as_objects_too() {
         let message = object(other, json!({}));
         assert!(message.starts_with("activation: ") && message.ends_with(&format!("found {other}")), "{message}");
     }
-    let mine = read(json!({ "module": "mine", "class_name": "function", "config": "relu", "registered_name": "function" }));
+    let mine =
+        read(json!({ "module": "mine", "class_name": "function", "config": "relu", "registered_name": "function" }));
     assert_eq!(mine, "activation: expected function of Keras, found one of mine");
     let refused = [
-        "selu", "gelu", "swish", "silu", "exponential", "relu6", "Tanh", "log_sigmoid", "hard_silu", "hard_swish",
-        "hard_tanh", "hard_shrink", "soft_shrink", "tanh_shrink", "threshold", "glu", "mish", "squareplus", "softmax",
-        "log_softmax", "sparsemax", "sparse_plus", "sparse_sigmoid", "mine>relu",
+        "selu",
+        "gelu",
+        "swish",
+        "silu",
+        "exponential",
+        "relu6",
+        "Tanh",
+        "log_sigmoid",
+        "hard_silu",
+        "hard_swish",
+        "hard_tanh",
+        "hard_shrink",
+        "soft_shrink",
+        "tanh_shrink",
+        "threshold",
+        "glu",
+        "mish",
+        "squareplus",
+        "softmax",
+        "log_softmax",
+        "sparsemax",
+        "sparse_plus",
+        "sparse_sigmoid",
+        "mine>relu",
     ];
     for refused in refused {
         let message = read(json!(refused));
