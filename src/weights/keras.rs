@@ -448,6 +448,10 @@ fn read_unconfigured(store: &Store, version: Option<Version>, name: Option<&str>
         assumptions.push(format!("{}: {assumed}", part.name));
         parts.push(part);
     }
+    if !wrapped.is_empty() {
+        assumptions
+            .push(format!("recurrent layers inside other layers or models are not read: {}", first_of(&wrapped)));
+    }
     let model = assemble(&parts)?;
     Ok(KerasModel { layers: chosen.iter().map(|&i| all[i].clone()).collect(), assumptions, ..model })
 }

@@ -135,7 +135,9 @@ pub(super) fn foreign(object: &Value) -> Option<String> {
         let package = module.split('.').next().unwrap_or(module);
         ["keras", "tf_keras", "tensorflow", "builtins"].contains(&package)
     };
-    let registered = text("registered_name").filter(|name| name.contains('>'));
+    // Keras 3 gives its own classes a module, and a name of registration only to those of others.
+    let nowhere = object.get("module").is_some_and(Value::is_null);
+    let registered = text("registered_name").filter(|name| nowhere || name.contains('>'));
     let found = registered.or_else(|| text("module").filter(|module| !of_keras(module)));
     found.map(|found| found.chars().take(80).collect())
 }
@@ -486,6 +488,10 @@ fn activation(config: &Value, name: &str, default: Activation, version: Option<V
         None => Ok(default),
         Some(Value::Null) => Ok(Activation::Affine { alpha: 1.0, beta: 0.0 }),
         Some(Value::String(function)) => by_name(function, version).map_err(named),
+        // Code, such as a lambda: not run, nor guessed at.
+        Some(code) if code.get("class_name").is_none() => {
+            bail!(Unsupported, "{name}: expected the name of a function, found {}", short(code))
+        }
         Some(object) => {
             let (class, config) = class_and_config(object).map_err(named)?;
             by_object(class, config, version).map_err(named)

@@ -90,6 +90,16 @@ fn classes_and_functions_of_others_are_refused() {
     assert_eq!(message, "layer first (LSTM): expected a layer of Keras, found one of this name of mine>LSTM");
     let message = refused(FILE, |model| layer(model, "first")["module"] = json!("my.layers"));
     assert!(message.ends_with("found one of this name of my.layers"), "{message}");
+    // As Keras 3 saves a class that is not registered.
+    let message = refused(FILE, |model| {
+        let first = layer(model, "first");
+        first["module"] = json!(null);
+        first["registered_name"] = json!("LSTM");
+    });
+    assert!(message.ends_with("found one of this name of LSTM"), "{message}");
+    let lambda = json!({ "value": ["4wEAAAAAAAAA", null, null] });
+    let message = refused(FILE, option("activation", lambda));
+    assert!(message.starts_with("layer first (LSTM): activation: expected the name of a function"), "{message}");
     let mine = json!({ "module": "my", "class_name": "function", "config": "tanh", "registered_name": "function" });
     let message = refused(FILE, option("activation", mine));
     assert!(message.starts_with("layer first (LSTM): activation: ") && message.ends_with("one of my"), "{message}");
