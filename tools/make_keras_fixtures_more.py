@@ -249,8 +249,24 @@ def hostile():
             layers[f"lstm_{i + 1}"] = lstm
 
 
+def weights_alone():
+    """What a file of weights shows of layers inside others: the group of a wrapper or a model, or the name only."""
+    a = cell(WIDTH, 4, 4)
+    named = [(f"time_distributed_1/{n}:0", v) for n, v in zip(("kernel", "recurrent_kernel", "bias"), a)]
+    write("k2_wrapped_weights.h5", None, "2.4.0", [("time_distributed_1", named)])
+    with h5py.File(OUT / "k3_wrapped.weights.h5", "w") as f:
+        for path in ("layers/lstm", "layers/functional/layers/lstm", "layers/time_distributed/layer"):
+            group = f.create_group(f"{path}/cell/vars")
+            for i, value in enumerate(a):
+                group.create_dataset(str(i), data=value)
+    with h5py.File(OUT / "k0_weights.h5", "w") as f:
+        f.attrs["nb_layers"] = 1
+        f.create_group("layer_0").create_dataset("param_0", data=a[0])
+
+
 def main():
     hostile()
+    weights_alone()
     applied_more_than_once()
     keras_1()
     keras_2_before_3()

@@ -37,7 +37,7 @@ pub struct KerasLayer {
     /// Keras' class, such as `LSTM` or `Bidirectional`.
     pub class: String,
     /// The number of its chain: layers of one number follow each other without anything between them that changes
-    /// a sequence.
+    /// a sequence. Of a layer that is applied several times, the first.
     pub chain: usize,
 }
 
@@ -75,7 +75,8 @@ pub struct KerasModel {
 ///
 /// `name` is a layer's (`"lstm_1"`; in a model inside the model `"encoder/lstm"`), or a range within a chain
 /// (`"lstm_1..lstm_3"`), or `None` for the only chain of the file; [`list_layers`] has names and chains. A layer read
-/// by name reads its input as it would at the start of a chain.
+/// by name reads its input as it would at the start of a chain. A layer that the model applies again to its own output
+/// stands in a chain as often as it is applied, with the same weights; by its name it is read once.
 ///
 /// A file of weights without the model says neither how layers are connected nor their activations. It has one chain
 /// per layer; Keras' defaults are taken where they are unambiguous, and listed in [`KerasModel::assumptions`]. A range

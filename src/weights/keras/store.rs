@@ -821,6 +821,23 @@ mod tests {
     }
 
     #[test]
+    fn floats_are_those_of_ieee_or_refused() {
+        let message = |size: u8, exponent: u8, mantissa: u8, bias: u32| {
+            let mut bytes = vec![0x11, 0x20, 0, 0, size, 0, 0, 0, 0, 0, 8 * size, 0, mantissa, exponent, 0, mantissa];
+            bytes.extend(bias.to_le_bytes());
+            bytes
+        };
+        for (size, exponent, mantissa, bias) in [(2, 5, 10, 15), (4, 8, 23, 127), (8, 11, 52, 1023)] {
+            let whole = message(size, exponent, mantissa, bias);
+            assert!(is_ieee(&whole));
+            assert!(!is_ieee(&message(size, exponent, mantissa, bias + 1)));
+            assert!((0..whole.len()).all(|len| !is_ieee(&whole[..len])));
+        }
+        // bfloat16
+        assert!(!is_ieee(&message(2, 8, 7, 127)));
+    }
+
+    #[test]
     fn groups_are_named_by_keras_rule() {
         for (class, group) in [
             ("LSTM", "lstm"),

@@ -231,6 +231,19 @@ fn weights_of_keras_1_alone_need_their_model() {
 }
 
 #[test]
+fn layers_inside_others_are_told_of_weights_alone() {
+    let model = keras::read(&super::bytes("k3_wrapped.weights.h5"), None).unwrap();
+    let line = "recurrent layers inside other layers or models are not read: functional, time_distributed";
+    assert!(model.assumptions.contains(&line.to_owned()), "{:?}", model.assumptions);
+    let error = keras::read(&super::bytes("k2_wrapped_weights.h5"), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().starts_with("time_distributed_1: a recurrent layer inside another layer"), "{error}");
+    let error = keras::read(&super::bytes("k0_weights.h5"), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().starts_with("nb_layers: expected a file of Keras 1 or later"), "{error}");
+}
+
+#[test]
 fn archives_with_tricks_are_refused() {
     let refused = |change: &dyn Fn(&mut Vec<Entry>)| {
         let mut entries = entries(FILE);
