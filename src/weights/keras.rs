@@ -1,6 +1,6 @@
 //! Stage 1, read: the recurrent layers of a Keras model → [`LstmWeights`].
 //!
-//! In:  a file of Keras 2 or 3: a whole model (`.keras`, `.h5`), or its weights (`.weights.h5`, `.hdf5`).
+//! In:  a file of Keras 1, 2 or 3: a whole model (`.keras`, `.h5`), or its weights (`.weights.h5`, `.hdf5`).
 //! Out: [`KerasModel`]: one layer, or a chain of layers that feed only each other, and what a caller has to know to run
 //!      it as Keras does.
 //! Afterwards every layer, activation and option that is not computed has been refused by name.
@@ -14,6 +14,7 @@ mod cell;
 mod graph;
 mod store;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 
 use self::cell::{Recurrent, Version};
 use self::graph::Graph;
-use self::store::{CellTensors, HDF5_MAGIC, Store, Unconfigured, ZIP_MAGIC};
+use self::store::{CellTensors, HDF5_MAGIC, Store, Unconfigured, Weights, ZIP_MAGIC};
 use super::LstmWeights;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
@@ -36,7 +37,7 @@ pub struct KerasLayer {
     /// Keras' class, such as `LSTM` or `Bidirectional`.
     pub class: String,
     /// The number of its chain: layers of one number follow each other without anything between them that changes
-    /// a sequence.
+    /// a sequence. Of a layer that is applied several times, the first.
     pub chain: usize,
 }
 
@@ -49,8 +50,8 @@ pub struct KerasModel {
     /// Keras' layers, in the order in which they run.
     pub layers: Vec<KerasLayer>,
     /// Whether Keras returns the sequence in reverse: its layers with `go_backwards=True` do, and the layer after one
-    /// then reads it that way. Here every output stands at its own timestep; flip it along T, each sequence within its
-    /// length, to get Keras'. False if only the last output is returned.
+    /// then reads it that way. Here every output stands at its own timestep; flip it along T, padding included, to get
+    /// Keras'. False if only the last output is returned.
     pub output_is_time_reversed: bool,
     /// `return_sequences` of the last layer. If false, Keras returns the final state h of the last layer: `h_n`, and of
     /// a bidirectional layer that of both directions, merged.
@@ -64,8 +65,9 @@ pub struct KerasModel {
     pub stateful: bool,
     /// Whether other layers of the model give a layer its initial state; pass it as `h_0` and `c_0`.
     pub takes_initial_state: bool,
-    /// What a file of weights does not say and was taken to be Keras' default, a line for each layer; empty for a
-    /// whole model.
+    /// What is taken for granted, a line each. Of a file of weights: what it does not say and was taken to be Keras'
+    /// default, for each layer. Of a whole model: that it applies a layer more often than here, that it has layers that
+    /// are not computed here, that Keras computes with other floats, or repeats outputs where here they are zero.
     pub assumptions: Vec<String>,
 }
 
@@ -73,7 +75,8 @@ pub struct KerasModel {
 ///
 /// `name` is a layer's (`"lstm_1"`; in a model inside the model `"encoder/lstm"`), or a range within a chain
 /// (`"lstm_1..lstm_3"`), or `None` for the only chain of the file; [`list_layers`] has names and chains. A layer read
-/// by name reads its input as it would at the start of a chain.
+/// by name reads its input as it would at the start of a chain. A layer that the model applies again to its own output
+/// stands in a chain as often as it is applied, with the same weights; by its name it is read once.
 ///
 /// A file of weights without the model says neither how layers are connected nor their activations. It has one chain
 /// per layer; Keras' defaults are taken where they are unambiguous, and listed in [`KerasModel::assumptions`]. A range
@@ -124,7 +127,7 @@ pub fn list_layers(bytes: &[u8]) -> Result<Vec<KerasLayer>> {
                 let class = if layer.bidirectional { "Bidirectional" } else { gates_of(&layer)?.0 };
                 Ok(KerasLayer { name: layer.name, class: class.to_owned(), chain })
             };
-            store.unconfigured()?.into_iter().enumerate().map(layer).collect()
+            store.unconfigured()?.recurrent.into_iter().enumerate().map(layer).collect()
         }
     }
 }
@@ -160,68 +163,164 @@ fn read_configured(
     name: Option<&str>,
 ) -> Result<KerasModel> {
     let all = layers_of(graph);
-    let chosen = choose(&all, &graph.chains, name)?;
+    let chosen = choose(&all, &graph.chains, name, &graph.others)?;
+    if chosen.len() > MAX_CHAIN {
+        bail!(Unsupported, "name: expected a chain of at most {MAX_CHAIN} layers, found {}", chosen.len());
+    }
+    store.expect_no_other_than(&graph.top)?;
     let mut parts = Vec::new();
-    for &i in chosen {
+    for (at, &i) in chosen.iter().enumerate() {
         let layer = &graph.layers[i];
-        let recurrent = Recurrent::new(layer.class, layer.config, version)
-            .map_err(|e| e.context(format!("layer {} ({})", layer.name, layer.class)))?;
+        let title = || format!("layer {} ({})", layer.name, layer.class);
+        if let Some(refusal) = &layer.refusal {
+            bail!(Unsupported, "{}: {refusal}", title());
+        }
+        let recurrent = Recurrent::new(layer.class, layer.config, version).map_err(|e| e.context(title()))?;
+        if layer.training && drops(layer.config) {
+            bail!(
+                Unsupported,
+                "{}: argument training of a call: expected false or no dropout, found true: every run drops other values",
+                title()
+            );
+        }
+        if layer.masked && recurrent.go_backwards && at + 1 < chosen.len() {
+            bail!(
+                Unsupported,
+                "{}: go_backwards before another layer with a mask: Keras hands the mask on without reversing it; read \
+                 the layers one by one",
+                title()
+            );
+        }
         let tensors = store.cells(&layer.place, &recurrent.classes())?;
         parts.push(Part { name: layer.name.clone(), recurrent, tensors });
     }
     let model = assemble(&parts)?;
+    let masked = chosen.iter().any(|&i| graph.layers[i].masked);
+    let mut assumptions = assumptions(graph, chosen, &parts);
+    let repeats = parts.last().is_some_and(|p| p.recurrent.return_sequences && !p.recurrent.zero_output_for_mask);
+    if masked && repeats {
+        assumptions.push("masked steps: Keras repeats the output before them, here it is zero".to_owned());
+    }
     Ok(KerasModel {
         layers: chosen.iter().map(|&i| all[i].clone()).collect(),
-        masked: chosen.iter().any(|&i| graph.layers[i].masked),
+        masked,
         takes_initial_state: chosen.iter().any(|&i| graph.layers[i].takes_state),
+        assumptions,
         ..model
     })
 }
 
-fn layers_of(graph: &Graph<'_>) -> Vec<KerasLayer> {
-    let chain_of = |i| graph.chains.iter().position(|chain| chain.contains(&i)).unwrap_or(graph.chains.len());
-    let layer = |(i, layer): (usize, &graph::Layer<'_>)| KerasLayer {
-        name: layer.name.clone(),
-        class: layer.class.to_owned(),
-        chain: chain_of(i),
-    };
-    graph.layers.iter().enumerate().map(layer).collect()
+/// How many layers a chain may have; as many as a model of this crate.
+const MAX_CHAIN: usize = 1 << 10;
+
+/// What a caller of these layers of a whole model has to know and no other field says.
+fn assumptions(graph: &Graph<'_>, chosen: &[usize], parts: &[Part]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut told = HashSet::new();
+    for (part, &i) in parts.iter().zip(chosen) {
+        let layer = &graph.layers[i];
+        if !told.insert(i) {
+            continue;
+        }
+        let times = chosen.iter().filter(|&&other| other == i).count();
+        if times != layer.calls {
+            lines.push(format!(
+                "{}: the model applies this layer {} times, with the same weights; here it is applied {}",
+                layer.name,
+                layer.calls,
+                if times == 1 { "once".to_owned() } else { format!("{times} times") }
+            ));
+        }
+        if let Some(precision) = &part.recurrent.precision {
+            lines.push(format!("{}: Keras computes in {precision}, here in f32", layer.name));
+        }
+    }
+    if !graph.others.is_empty() {
+        lines.push(format!("layers of the model that are not computed here: {}", first_of(&graph.others)));
+    }
+    if !graph.custom_models.is_empty() {
+        lines.push(format!("a class of the user's is taken to be functional: {}", first_of(&graph.custom_models)));
+    }
+    lines
 }
 
-/// The layers to read, as indices.
-fn choose<'a>(all: &[KerasLayer], chains: &'a [Vec<usize>], wanted: Option<&str>) -> Result<&'a [usize]> {
+/// The first of many names, for a message.
+fn first_of(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
+/// Whether a layer, or one inside it, drops values while it is trained.
+fn drops(config: &Value) -> bool {
+    match config {
+        Value::Object(map) => map.iter().any(|(name, value)| match value {
+            Value::Number(rate) => name.contains("dropout") && rate.as_f64() != Some(0.0),
+            inner => drops(inner),
+        }),
+        Value::Array(list) => list.iter().any(drops),
+        _ => false,
+    }
+}
+
+fn layers_of(graph: &Graph<'_>) -> Vec<KerasLayer> {
+    let mut chain_of = vec![graph.chains.len(); graph.layers.len()];
+    for (number, chain) in graph.chains.iter().enumerate().rev() {
+        for &i in chain {
+            chain_of[i] = number;
+        }
+    }
+    let layer = |(layer, &chain): (&graph::Layer<'_>, &usize)| KerasLayer {
+        name: layer.name.clone(),
+        class: layer.class.to_owned(),
+        chain,
+    };
+    graph.layers.iter().zip(&chain_of).map(layer).collect()
+}
+
+/// The layers to read, as indices; `others` are the layers that are not recurrent, for a message.
+fn choose<'a>(
+    all: &[KerasLayer],
+    chains: &'a [Vec<usize>],
+    wanted: Option<&str>,
+    others: &[String],
+) -> Result<&'a [usize]> {
     let list = || {
         let chain = |chain: &Vec<usize>| match chain.as_slice() {
             [one] => format!("{:?}", all[*one].name),
             [first, .., last] => format!("\"{}..{}\"", all[*first].name, all[*last].name),
             [] => String::new(),
         };
-        chains.iter().map(chain).collect::<Vec<_>>().join(", ")
+        first_of(&chains.iter().map(chain).collect::<Vec<_>>())
     };
     let Some(wanted) = wanted else {
         return match chains {
             [chain] => Ok(chain),
-            [] => bail!(
-                InvalidWeights,
-                "no recurrent layer in the file: looked for LSTM, GRU, SimpleRNN, RNN, Bidirectional"
-            ),
+            [] => {
+                let found = if others.is_empty() { "none".to_owned() } else { first_of(others) };
+                bail!(
+                    InvalidWeights,
+                    "no recurrent layer in the file: looked for LSTM, GRU, SimpleRNN, RNN, Bidirectional; found {found}"
+                )
+            }
             _ => {
                 bail!(InvalidWeights, "name: the file holds several chains of recurrent layers: {}; choose one", list())
             }
         };
     };
-    let find =
-        |name: &str| chains.iter().find_map(|chain| Some((chain, chain.iter().position(|&i| all[i].name == name)?)));
-    if let Some((chain, at)) = find(wanted) {
+    let first = |chain: &[usize], name: &str| chain.iter().position(|&i| all[i].name == name);
+    let last = |chain: &[usize], name: &str| chain.iter().rposition(|&i| all[i].name == name);
+    if let Some((chain, at)) = chains.iter().find_map(|chain| Some((chain, first(chain, wanted)?))) {
         return Ok(&chain[at..=at]);
     }
-    if let Some((first, last)) = wanted.split_once("..")
-        && let (Some((chain, from)), Some((other, to))) = (find(first), find(last))
-    {
-        if std::ptr::eq(chain, other) && from <= to {
-            return Ok(&chain[from..=to]);
+    if let Some((from, to)) = wanted.split_once("..") {
+        let range = |chain: &'a Vec<usize>| chain.get(first(chain, from)?..=last(chain, to)?);
+        if let Some(range) = chains.iter().find_map(range).filter(|range| !range.is_empty()) {
+            return Ok(range);
         }
-        bail!(InvalidWeights, "name: expected a range within one of the chains {}, found {wanted:?}", list());
+        if [from, to].iter().all(|name| chains.iter().any(|chain| first(chain, name).is_some())) {
+            bail!(InvalidWeights, "name: expected a range within one of the chains {}, found {wanted:?}", list());
+        }
     }
     bail!(InvalidWeights, "name: expected a recurrent layer, or a range, of {}, found {wanted:?}", list())
 }
@@ -318,7 +417,14 @@ fn gates_of(layer: &Unconfigured) -> Result<(&'static str, usize)> {
 }
 
 fn read_unconfigured(store: &Store, version: Option<Version>, name: Option<&str>) -> Result<KerasModel> {
-    let found = store.unconfigured()?;
+    let Weights { recurrent: found, wrapped } = store.unconfigured()?;
+    if found.is_empty() && !wrapped.is_empty() {
+        bail!(
+            Unsupported,
+            "{}: a recurrent layer inside another layer, such as TimeDistributed, or a model; give the whole model",
+            first_of(&wrapped)
+        );
+    }
     let layer = |(chain, layer): (usize, &Unconfigured)| KerasLayer {
         name: layer.name.clone(),
         class: (if layer.bidirectional { "Bidirectional" } else { gates_of(layer).map_or("RNN", |g| g.0) }).to_owned(),
@@ -334,7 +440,7 @@ fn read_unconfigured(store: &Store, version: Option<Version>, name: Option<&str>
         }
     }
     let each: Vec<Vec<usize>> = (0..found.len()).map(|i| vec![i]).collect();
-    let chosen = choose(&all, if name.is_some_and(|n| n.contains("..")) { &runs } else { &each }, name)?;
+    let chosen = choose(&all, if name.is_some_and(|n| n.contains("..")) { &runs } else { &each }, name, &[])?;
     let mut parts = Vec::new();
     let mut assumptions = Vec::new();
     for (at, &i) in chosen.iter().enumerate() {
@@ -342,6 +448,10 @@ fn read_unconfigured(store: &Store, version: Option<Version>, name: Option<&str>
         let (part, assumed) = guess(&found[i], store, version, next_input)?;
         assumptions.push(format!("{}: {assumed}", part.name));
         parts.push(part);
+    }
+    if !wrapped.is_empty() {
+        assumptions
+            .push(format!("recurrent layers inside other layers or models are not read: {}", first_of(&wrapped)));
     }
     let model = assemble(&parts)?;
     Ok(KerasModel { layers: chosen.iter().map(|&i| all[i].clone()).collect(), assumptions, ..model })
@@ -382,10 +492,16 @@ fn guess(
             store.version.as_deref().unwrap_or("no keras_version")
         );
     }
-    let config = json!({
-        "units": units, "use_bias": bias.is_some(), "return_sequences": true,
-        "reset_after": cudnn || bias.is_some_and(|bias| bias.len() == 2),
-    });
+    let mut config = json!({ "units": units, "return_sequences": true });
+    if !cudnn {
+        config["use_bias"] = bias.is_some().into();
+        if gates > 1 {
+            config["recurrent_activation"] = "sigmoid".into();
+        }
+        if class == "GRU" {
+            config["reset_after"] = bias.is_some_and(|bias| bias.len() == 2).into();
+        }
+    }
     let class = match (class, cudnn) {
         ("LSTM", true) => "CuDNNLSTM",
         ("GRU", true) => "CuDNNGRU",

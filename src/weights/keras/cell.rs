@@ -42,6 +42,10 @@ pub(super) struct Recurrent {
     pub go_backwards: bool,
     pub return_sequences: bool,
     pub stateful: bool,
+    /// Outputs of masked steps are zero; Keras repeats the output before them unless this is set.
+    pub zero_output_for_mask: bool,
+    /// The type that Keras computes with, if it is not float32.
+    pub precision: Option<String>,
 }
 
 /// One cell of one direction.
@@ -51,6 +55,115 @@ pub(super) struct Cell {
     pub spec: CellSpec,
     pub units: usize,
     pub bias: bool,
+}
+
+/// Options that change nothing at inference, of Keras 1 to 3.
+const INERT: [&str; 40] = [
+    "name",
+    "trainable",
+    "batch_input_shape",
+    "batch_shape",
+    "input_shape",
+    "input_dim",
+    "input_length",
+    "input_dtype",
+    "dynamic",
+    "autocast",
+    "kernel_initializer",
+    "recurrent_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "recurrent_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "recurrent_constraint",
+    "bias_constraint",
+    "unit_forget_bias",
+    "dropout",
+    "recurrent_dropout",
+    "seed",
+    // How it is computed, and what else is returned.
+    "implementation",
+    "unroll",
+    "use_cudnn",
+    "return_state",
+    "reverse_state_order",
+    // Of Keras 1.
+    "init",
+    "inner_init",
+    "forget_bias_init",
+    "W_regularizer",
+    "U_regularizer",
+    "b_regularizer",
+    "dropout_W",
+    "dropout_U",
+    "consume_less",
+    "batch_size",
+    "input_spec",
+];
+
+/// Options that every layer may have and that are computed.
+const OF_LAYERS: [&str; 6] =
+    ["dtype", "return_sequences", "go_backwards", "stateful", "time_major", "zero_output_for_mask"];
+
+/// Refuses an option that is set and neither inert nor among `computed`.
+fn check_options(config: &Value, computed: &[&str]) -> Result<()> {
+    let Some(options) = config.as_object() else {
+        bail!(InvalidFile, "config: expected an object, found {}", short(config));
+    };
+    for (name, value) in options {
+        let unset = match value {
+            Value::Null => true,
+            Value::Bool(set) => !set,
+            Value::Number(number) => number.as_f64() == Some(0.0),
+            _ => false,
+        };
+        let name = name.as_str();
+        if !unset && !INERT.contains(&name) && !OF_LAYERS.contains(&name) && !computed.contains(&name) {
+            let name: String = name.chars().take(80).collect();
+            bail!(Unsupported, "option {name}: expected none of this name, found {}", short(value));
+        }
+    }
+    Ok(())
+}
+
+/// Where a class or function comes from that is not Keras' own.
+pub(super) fn foreign(object: &Value) -> Option<String> {
+    let text = |name| object.get(name).and_then(Value::as_str);
+    let of_keras = |module: &str| {
+        let package = module.split('.').next().unwrap_or(module);
+        ["keras", "tf_keras", "tensorflow", "builtins"].contains(&package)
+    };
+    // Keras 3 gives its own classes a module, and a name of registration only to those of others.
+    let nowhere = object.get("module").is_some_and(Value::is_null);
+    let registered = text("registered_name").filter(|name| nowhere || name.contains('>'));
+    let found = registered.or_else(|| text("module").filter(|module| !of_keras(module)));
+    found.map(|found| found.chars().take(80).collect())
+}
+
+/// The type that a layer computes with, if it is not float32.
+fn precision(config: &Value) -> Result<Option<String>> {
+    let name = match config.get("dtype") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(name)) => name.as_str(),
+        Some(policy) => {
+            let class = policy.get("class_name").and_then(Value::as_str).unwrap_or_default();
+            let name = policy.get("config").and_then(|config| config.get("name")).and_then(Value::as_str);
+            match name {
+                Some(name) if ["DTypePolicy", "FloatDTypePolicy", "Policy", "PolicyV1"].contains(&class) => name,
+                _ => bail!(Unsupported, "dtype: expected a policy of floats, found {}", short(policy)),
+            }
+        }
+    };
+    match name {
+        "float32" => Ok(None),
+        "float16" | "float64" | "bfloat16" | "mixed_float16" | "mixed_bfloat16" => Ok(Some(name.to_owned())),
+        other => bail!(
+            Unsupported,
+            "dtype: expected float16, bfloat16, float32, float64, mixed_float16 or mixed_bfloat16, found {other}"
+        ),
+    }
 }
 
 fn flag(config: &Value, name: &str, default: bool) -> Result<bool> {
@@ -72,16 +185,21 @@ impl Recurrent {
                 bail!(Unsupported, "{option}: expected false, found true; save the model with [B, T, I] sequences");
             }
         }
+        let mut precision = precision(config)?;
         let cells = match class {
             "RNN" => {
+                check_options(config, &["cell"])?;
                 let (class, cell) = part(config, "cell")?;
+                precision = precision.or(self::precision(cell)?);
                 if class == "StackedRNNCells" {
                     let Some(list) = cell.get("cells").and_then(Value::as_array).filter(|list| !list.is_empty()) else {
                         bail!(InvalidFile, "cells: expected a list of cells, found none");
                     };
+                    check_options(cell, &["cells"])?;
                     let cells = list.iter().enumerate().map(|(i, cell)| {
-                        let (class, config) = class_and_config(cell)?;
-                        Cell::new(class, config, version).map_err(|e| e.context(format!("cell {i}")))
+                        let named = |e: Error| e.context(format!("cell {i}"));
+                        let (class, config) = class_and_config(cell).map_err(named)?;
+                        Cell::new(class, config, version).map_err(named)
                     });
                     cells.collect::<Result<_>>()?
                 } else {
@@ -96,10 +214,13 @@ impl Recurrent {
             go_backwards: flag(config, "go_backwards", false)?,
             return_sequences: flag(config, "return_sequences", false)?,
             stateful: flag(config, "stateful", false)?,
+            zero_output_for_mask: flag(config, "zero_output_for_mask", false)?,
+            precision,
         })
     }
 
     fn bidirectional(config: &Value, version: Option<Version>) -> Result<Self> {
+        check_options(config, &["layer", "backward_layer", "merge_mode"])?;
         let merge = match config.get("merge_mode") {
             None => Merge::Concat,
             Some(Value::String(mode)) if mode == "concat" => Merge::Concat,
@@ -159,6 +280,8 @@ impl Recurrent {
         layer.directions.append(&mut reverse.directions);
         layer.merge = merge;
         layer.stateful |= reverse.stateful;
+        layer.zero_output_for_mask &= reverse.zero_output_for_mask;
+        layer.precision = precision(config)?.or(layer.precision).or(reverse.precision);
         Ok(layer)
     }
 
@@ -170,7 +293,10 @@ impl Recurrent {
 
 fn class_and_config(layer: &Value) -> Result<(&str, &Value)> {
     match (layer.get("class_name").and_then(Value::as_str), layer.get("config")) {
-        (Some(class), Some(config)) => Ok((class, config)),
+        (Some(class), Some(config)) => match foreign(layer) {
+            None => Ok((class, config)),
+            Some(origin) => bail!(Unsupported, "expected {class} of Keras, found one of {origin}"),
+        },
         _ => bail!(InvalidFile, "expected class_name and config, found {}", short(layer)),
     }
 }
@@ -194,19 +320,33 @@ fn short(value: &Value) -> String {
 impl Cell {
     fn new(class: &str, config: &Value, version: Option<Version>) -> Result<Self> {
         let cudnn = matches!(class, "CuDNNLSTM" | "CuDNNGRU");
+        // Keras 1 has other names; its gates are computed as those of early Keras 2 are.
+        let first = config.get("output_dim").is_some();
+        let version = if first { Some(Version { major: 1, minor: 0, of_tensorflow: false }) } else { version };
+        let units_name = if first { "output_dim" } else { "units" };
+        let gates_name = if first { "inner_activation" } else { "recurrent_activation" };
+        match class {
+            "LSTM" | "LSTMCell" => check_options(config, &[units_name, "activation", gates_name, "use_bias"])?,
+            "GRU" | "GRUCell" => {
+                check_options(config, &[units_name, "activation", gates_name, "use_bias", "reset_after"])?;
+            }
+            "SimpleRNN" | "SimpleRNNCell" => check_options(config, &[units_name, "activation", "use_bias"])?,
+            "CuDNNLSTM" | "CuDNNGRU" => check_options(config, &[units_name])?,
+            _ => {}
+        }
         let of = |name: &str, default| {
             if cudnn { Ok(default) } else { activation(config, name, default, version) }
         };
         let g = of("activation", Activation::Tanh)?;
         let (class, spec) = match class {
             "LSTM" | "LSTMCell" | "CuDNNLSTM" => {
-                let f = if cudnn { Activation::Sigmoid } else { recurrent_activation(config, version)? };
+                let f = if cudnn { Activation::Sigmoid } else { recurrent_activation(config, gates_name, version)? };
                 let activations = [LstmActivations { f, g, h: g }; 2];
                 let class = if class == "LSTMCell" { "LSTMCell" } else { "LSTM" };
                 (class, CellSpec::Lstm(LstmCell { activations, ..LstmCell::default() }))
             }
             "GRU" | "GRUCell" | "CuDNNGRU" => {
-                let f = if cudnn { Activation::Sigmoid } else { recurrent_activation(config, version)? };
+                let f = if cudnn { Activation::Sigmoid } else { recurrent_activation(config, gates_name, version)? };
                 let linear_before_reset = cudnn || flag(config, "reset_after", false)?;
                 let activations = [GruActivations { f, g }; 2];
                 let class = if class == "GRUCell" { "GRUCell" } else { "GRU" };
@@ -221,12 +361,12 @@ impl Cell {
                 "expected LSTM, GRU, SimpleRNN, CuDNNLSTM, CuDNNGRU, Bidirectional, or RNN of their cells; found {other}"
             ),
         };
-        let units = match config.get("units").and_then(Value::as_u64).map(usize::try_from) {
+        let units = match config.get(units_name).and_then(Value::as_u64).map(usize::try_from) {
             Some(Ok(units)) if (1..=MAX_SIZE).contains(&units) => units,
             _ => bail!(
                 InvalidFile,
-                "units: expected 1 to {MAX_SIZE}, found {}",
-                config.get("units").map_or("none (files of Keras 1 are saved anew by Keras 2)".to_owned(), short)
+                "{units_name}: expected 1 to {MAX_SIZE}, found {}",
+                config.get(units_name).map_or("none".to_owned(), short)
             ),
         };
         Ok(Self { class, spec, units, bias: cudnn || flag(config, "use_bias", true)? })
@@ -326,17 +466,20 @@ fn expect(tensor: &Tensor, shape: &[usize], meaning: &str) -> Result<()> {
 }
 
 /// The gates' activation; its default has changed.
-fn recurrent_activation(config: &Value, version: Option<Version>) -> Result<Activation> {
-    const NAME: &str = "recurrent_activation";
+fn recurrent_activation(config: &Value, name: &str, version: Option<Version>) -> Result<Activation> {
     let default = match version {
-        Some(Version { major: 2, minor: ..=2, of_tensorflow: true }) if config.get(NAME).is_none() => bail!(
+        Some(Version { major: 2, minor: ..=2, of_tensorflow: true }) if config.get(name).is_none() => bail!(
             InvalidFile,
-            "{NAME}: expected in a file of TensorFlow's Keras 2.2, whose layers have different defaults; found none"
+            "{name}: expected in a file of TensorFlow's Keras 2.2, whose layers have different defaults; found none"
         ),
         Some(v) if (v.major, v.minor) < (2, 3) => Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+        None if config.get(name).is_none() => bail!(
+            InvalidFile,
+            "{name}: expected in a file without keras_version, since its default has changed; found none"
+        ),
         _ => Activation::Sigmoid,
     };
-    activation(config, NAME, default, version)
+    activation(config, name, default, version)
 }
 
 fn activation(config: &Value, name: &str, default: Activation, version: Option<Version>) -> Result<Activation> {
@@ -345,6 +488,10 @@ fn activation(config: &Value, name: &str, default: Activation, version: Option<V
         None => Ok(default),
         Some(Value::Null) => Ok(Activation::Affine { alpha: 1.0, beta: 0.0 }),
         Some(Value::String(function)) => by_name(function, version).map_err(named),
+        // Code, such as a lambda: not run, nor guessed at.
+        Some(code) if code.get("class_name").is_none() => {
+            bail!(Unsupported, "{name}: expected the name of a function, found {}", short(code))
+        }
         Some(object) => {
             let (class, config) = class_and_config(object).map_err(named)?;
             by_object(class, config, version).map_err(named)
@@ -358,7 +505,8 @@ fn by_name(function: &str, version: Option<Version>) -> Result<Activation> {
         "tanh" => Activation::Tanh,
         "relu" => Activation::Relu,
         "linear" => Activation::Affine { alpha: 1.0, beta: 0.0 },
-        "elu" => Activation::Elu { alpha: 1.0 },
+        // celu(x, 1) is elu(x, 1).
+        "elu" | "celu" => Activation::Elu { alpha: 1.0 },
         "softplus" => Activation::Softplus,
         "softsign" => Activation::Softsign,
         "leaky_relu" => Activation::LeakyRelu { alpha: 0.2 },
@@ -373,7 +521,8 @@ fn by_name(function: &str, version: Option<Version>) -> Result<Activation> {
         },
         other => bail!(
             Unsupported,
-            "expected sigmoid, tanh, relu, linear, elu, softplus, softsign, hard_sigmoid or leaky_relu, found {other}"
+            "expected sigmoid, tanh, relu, linear, elu, celu, softplus, softsign, hard_sigmoid or leaky_relu, found {}",
+            other.chars().take(80).collect::<String>()
         ),
     })
 }
@@ -396,12 +545,13 @@ fn by_object(class: &str, config: &Value, version: Option<Version>) -> Result<Ac
         "LeakyReLU" => Ok(Activation::LeakyRelu { alpha: number(&["negative_slope", "alpha"], 0.3)? }),
         "ELU" => Ok(Activation::Elu { alpha: number(&["alpha"], 1.0)? }),
         "ReLU" => {
-            let bounded = !matches!(config.get("max_value"), None | Some(Value::Null));
+            let bound = number(&["max_value"], f32::INFINITY)?;
             let (slope, threshold) = (number(&["negative_slope"], 0.0)?, number(&["threshold"], 0.0)?);
-            match (bounded, slope, threshold) {
-                (false, 0.0, 0.0) => Ok(Activation::Relu),
-                (false, alpha, 0.0) => Ok(Activation::LeakyRelu { alpha }),
-                _ => bail!(Unsupported, "ReLU: expected no max_value and no threshold, found one"),
+            match (bound, slope, threshold) {
+                (f32::INFINITY, 0.0, 0.0) => Ok(Activation::Relu),
+                (f32::INFINITY, alpha, 0.0) => Ok(Activation::LeakyRelu { alpha }),
+                (1.0, 0.0, 0.0) => Ok(Activation::HardSigmoid { alpha: 1.0, beta: 0.0 }),
+                _ => bail!(Unsupported, "ReLU: expected no max_value other than 1 and no threshold, found one"),
             }
         }
         "Activation" => activation(config, "activation", Activation::Affine { alpha: 1.0, beta: 0.0 }, version),

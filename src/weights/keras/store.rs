@@ -6,16 +6,18 @@
 //! Not here: what layers mean (`graph`, `cell`).
 //!
 //! Nothing is read from other files: links to them are refused by the HDF5 reader, which bounds its allocations by the
-//! file. What one open store hands out in all is bounded by [`READ_FACTOR`] times the file, since many names may lead to
-//! the same bytes.
+//! file. What one open store hands out in all is bounded by [`READ_FACTOR`] times the file, and how often it looks by
+//! [`LOOKS`], since many names may lead to the same bytes. Entries of an archive are read only if they are stored, once,
+//! and have the checksum that the archive gives.
 
 use std::cell::Cell as Counter;
+use std::collections::HashSet;
 
 use half::f16;
 use hdf5_reader::group::Group;
 use hdf5_reader::messages::datatype::{StringSize, VarLenKind};
-use hdf5_reader::{Datatype, Hdf5File, OpenOptions};
-use rawzip::{CompressionMethod, ZipArchive};
+use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions, RawAttribute};
+use rawzip::{CompressionMethod, ZipArchive, crc32};
 use serde_json::Value;
 
 use super::graph::{Place, Step};
@@ -23,6 +25,13 @@ use crate::error::{Error, ErrorKind, Result, bail};
 
 /// How many bytes may be read per byte of the file; more than one because datasets may be compressed and layers shared.
 const READ_FACTOR: usize = 16;
+
+/// How many groups and attributes may be looked up in any file, and in a larger one for each 4 KiB besides: names that
+/// lead to the same groups again and again would take time without end. Each layer takes about five.
+const LOOKS: usize = 20_000;
+
+/// How large the JSON of a model may be.
+const MAX_JSON_BYTES: usize = 32 << 20;
 
 /// What an HDF5 file starts with.
 pub(super) const HDF5_MAGIC: &[u8] = b"\x89HDF\r\n\x1a\n";
@@ -58,6 +67,15 @@ pub(super) struct Unconfigured {
     pub follows_the_one_before: bool,
 }
 
+/// What a file without configuration holds.
+#[derive(Debug, Default)]
+pub(super) struct Weights {
+    /// Layers of their own.
+    pub recurrent: Vec<Unconfigured>,
+    /// Groups with recurrent layers inside: of wrappers and nested models.
+    pub wrapped: Vec<String>,
+}
+
 /// Where the variables of layers lie.
 enum Naming {
     /// `layer/<names listed in the attribute weight_names>`: Keras 2, and Keras 3's `.h5`.
@@ -73,7 +91,45 @@ pub(super) struct Store {
     pub config: Option<Value>,
     /// `2.2.4-tf`; absent in `.weights.h5`.
     pub version: Option<String>,
-    budget: Counter<usize>,
+    budget: Budget,
+}
+
+/// What is left of the work that a file may cause.
+struct Budget {
+    bytes: Counter<usize>,
+    looks: Counter<usize>,
+}
+
+impl Budget {
+    fn new(file_bytes: usize) -> Self {
+        let bytes = file_bytes.saturating_mul(READ_FACTOR);
+        Self { bytes: Counter::new(bytes), looks: Counter::new(LOOKS + file_bytes / 4096) }
+    }
+
+    /// Takes `bytes` before they are read.
+    fn spend(&self, bytes: usize, what: &str) -> Result<()> {
+        match self.bytes.get().checked_sub(bytes) {
+            Some(left) => {
+                self.bytes.set(left);
+                Ok(())
+            }
+            None => bail!(
+                InvalidFile,
+                "{what}: expected at most {} bytes more in a file of this size, found {bytes}",
+                self.bytes.get()
+            ),
+        }
+    }
+
+    fn look(&self) -> Result<()> {
+        match self.looks.get().checked_sub(1) {
+            Some(left) => {
+                self.looks.set(left);
+                Ok(())
+            }
+            None => bail!(InvalidFile, "expected groups and attributes as a file of this size has, found more"),
+        }
+    }
 }
 
 impl Store {
@@ -94,24 +150,29 @@ impl Store {
     }
 
     fn open_hdf5(bytes: &[u8]) -> Result<Self> {
-        let budget = Counter::new(bytes.len().saturating_mul(READ_FACTOR));
+        let budget = Budget::new(bytes.len());
         let root = root_of(bytes)?;
-        let model = child(&root, "model_weights")?;
+        let model = child(&root, "model_weights", &budget)?;
         let group = model.as_ref().unwrap_or(&root);
         let version = match text(group, "keras_version", &budget)? {
             Some(version) => Some(version),
             None => text(&root, "keras_version", &budget)?,
         };
         let config = text(&root, "model_config", &budget)?.map(|c| json("model_config", c.as_bytes())).transpose()?;
-        let naming = if model.is_some() || has_names(&root, "layer_names")? {
+        let naming = if model.is_some() || has_names(&root, "layer_names", &budget)? {
             Naming::Names(model.unwrap_or(root))
-        } else if child(&root, "layers")?.is_some() {
+        } else if child(&root, "layers", &budget)?.is_some() {
             Naming::Places(root)
+        } else if attributes(&root, &budget)?.iter().any(|a| a.name() == "nb_layers") {
+            bail!(
+                Unsupported,
+                "nb_layers: expected a file of Keras 1 or later, found one of an earlier version; save it with Keras 1"
+            )
         } else {
             bail!(
                 InvalidFile,
                 "expected a file of Keras: a group model_weights or layers, or the attribute layer_names; found {}",
-                member_list(&root)?
+                member_list(&root, &budget)?
             )
         };
         Ok(Self { naming, config, version, budget })
@@ -125,7 +186,7 @@ impl Store {
         let config = json("config.json", entry("config.json")?)?;
         let metadata = json("metadata.json", entry("metadata.json")?)?;
         let weights = entry("model.weights.h5")?;
-        let budget = Counter::new(weights.len().saturating_mul(READ_FACTOR));
+        let budget = Budget::new(weights.len());
         let root = root_of(weights).map_err(|e| e.context("model.weights.h5"))?;
         let version = metadata.get("keras_version").and_then(Value::as_str).map(str::to_owned);
         Ok(Self { naming: Naming::Places(root), config: Some(config), version, budget })
@@ -133,7 +194,7 @@ impl Store {
 
     /// The variables of a layer, one entry a cell: forward before reverse, and the cells of a stack in order;
     /// `classes` are theirs.
-    pub(super) fn cells(&self, place: &Place, classes: &[&str]) -> Result<Vec<CellTensors>> {
+    pub(super) fn cells(&self, place: &Place<'_>, classes: &[&str]) -> Result<Vec<CellTensors>> {
         match &self.naming {
             Naming::Names(group) => self.named_cells(group, place),
             Naming::Places(group) => {
@@ -149,17 +210,29 @@ impl Store {
     }
 
     /// The recurrent layers of a file without configuration, in its order.
-    pub(super) fn unconfigured(&self) -> Result<Vec<Unconfigured>> {
-        let mut found = Vec::new();
+    pub(super) fn unconfigured(&self) -> Result<Weights> {
+        let Weights { recurrent: mut found, mut wrapped } = Weights::default();
         match &self.naming {
             Naming::Names(group) => {
                 let mut follows = false;
                 for name in names(group, "layer_names", &self.budget)? {
-                    let Some(layer) = child(group, &name)? else {
+                    let Some(layer) = child(group, &name, &self.budget)? else {
                         bail!(InvalidFile, "{name}: listed in layer_names, found no such group");
                     };
                     let weights = names(&layer, "weight_names", &self.budget)?;
-                    if weights.iter().any(|w| stem(w) == "recurrent_kernel") {
+                    if gates_of_keras_1(&weights).is_some() {
+                        bail!(
+                            Unsupported,
+                            "{name}: variables of Keras 1, whose inner_activation may be hard_sigmoid or another; give \
+                             the whole model"
+                        );
+                    }
+                    let recurrent = weights.iter().any(|w| stem(w) == "recurrent_kernel");
+                    // Keras names wrappers so unless told otherwise; their variables look like those of the layer.
+                    if recurrent && name.starts_with("time_distributed") {
+                        wrapped.push(name);
+                        follows = false;
+                    } else if recurrent {
                         let cells = self.group_by_cell(&layer, &weights).map_err(|e| e.context(&name))?;
                         let bidirectional = weights[0].contains("forward");
                         found.push(Unconfigured { name, cells, bidirectional, follows_the_one_before: follows });
@@ -170,22 +243,73 @@ impl Store {
                 }
             }
             Naming::Places(group) => {
-                let layers = child(group, "layers")?;
-                let members = layers.as_ref().map(children).transpose()?.unwrap_or_default();
+                let layers = child(group, "layers", &self.budget)?;
+                let members = layers.as_ref().map(|l| children(l, &self.budget)).transpose()?.unwrap_or_default();
                 for layer in members {
-                    if child(&layer, "cell")?.is_none() && child(&layer, "forward_layer")?.is_none() {
+                    if !self.is_recurrent(&layer)? {
+                        if self.wraps_recurrent(&layer)? {
+                            wrapped.push(layer.name().to_owned());
+                        }
                         continue;
                     }
-                    let own =
-                        child(&layer, "vars")?.map(|vars| text(&vars, "name", &self.budget)).transpose()?.flatten();
+                    let own = child(&layer, "vars", &self.budget)?
+                        .map(|vars| text(&vars, "name", &self.budget))
+                        .transpose()?
+                        .flatten();
                     let name = own.unwrap_or_else(|| layer.name().to_owned());
                     let cells = self.placed_cells(&layer, &[]).map_err(|e| e.context(&name))?;
-                    let bidirectional = child(&layer, "forward_layer")?.is_some();
+                    let bidirectional = child(&layer, "forward_layer", &self.budget)?.is_some();
                     found.push(Unconfigured { name, cells, bidirectional, follows_the_one_before: false });
                 }
             }
         }
-        Ok(found)
+        Ok(Weights { recurrent: found, wrapped })
+    }
+
+    /// Whether a group has the parts of a recurrent layer.
+    fn is_recurrent(&self, group: &Group) -> Result<bool> {
+        Ok(child(group, "cell", &self.budget)?.is_some() || child(group, "forward_layer", &self.budget)?.is_some())
+    }
+
+    /// Whether a group is that of a wrapper or model with a recurrent layer inside; not looked for deeper than that.
+    fn wraps_recurrent(&self, group: &Group) -> Result<bool> {
+        if let Some(inner) = child(group, "layer", &self.budget)? {
+            return self.is_recurrent(&inner);
+        }
+        let Some(layers) = child(group, "layers", &self.budget)? else {
+            return Ok(false);
+        };
+        for inner in children(&layers, &self.budget)? {
+            if self.is_recurrent(&inner)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Refuses a file that has variables of a recurrent layer which the configuration, with layers of these `names` at
+    /// its top, does not have.
+    pub(super) fn expect_no_other_than(&self, top: &HashSet<&str>) -> Result<()> {
+        let Naming::Names(group) = &self.naming else {
+            return Ok(());
+        };
+        for name in names(group, "layer_names", &self.budget)? {
+            if top.contains(name.as_str()) {
+                continue;
+            }
+            let Some(layer) = child(group, &name, &self.budget)? else {
+                continue;
+            };
+            let weights = names(&layer, "weight_names", &self.budget)?;
+            if weights.iter().any(|w| stem(w) == "recurrent_kernel") || gates_of_keras_1(&weights).is_some() {
+                bail!(
+                    InvalidFile,
+                    "{}: expected a layer of this name in model_config, found only its variables",
+                    cut(name)
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Whether variables are found by lists of names.
@@ -193,11 +317,11 @@ impl Store {
         matches!(self.naming, Naming::Names(_))
     }
 
-    fn named_cells(&self, group: &Group, place: &Place) -> Result<Vec<CellTensors>> {
+    fn named_cells(&self, group: &Group, place: &Place<'_>) -> Result<Vec<CellTensors>> {
         let Some((outer, inner)) = place.steps.split_first() else {
             return Ok(Vec::new());
         };
-        let layer = self.must(group, &outer.name, place)?;
+        let layer = self.must(group, outer.name, place)?;
         let mut weights = names(&layer, "weight_names", &self.budget)?;
         if let Some(last) = inner.last() {
             weights.retain(|w| w.split('/').any(|part| part == last.name));
@@ -207,6 +331,9 @@ impl Store {
 
     /// Cuts kernel, recurrent_kernel, bias, kernel ... into cells.
     fn group_by_cell(&self, layer: &Group, weights: &[String]) -> Result<Vec<CellTensors>> {
+        if let Some(cells) = gates_of_keras_1(weights) {
+            return cells.iter().map(|(prefix, gates)| self.cell_of_keras_1(layer, weights, prefix, gates)).collect();
+        }
         let mut cells: Vec<CellTensors> = Vec::new();
         let mut rest = weights.iter().peekable();
         while let Some(kernel) = rest.next() {
@@ -215,7 +342,7 @@ impl Store {
                 bail!(
                     InvalidFile,
                     "weight_names: expected kernel, recurrent_kernel and perhaps bias for each cell, found {}",
-                    weights.join(", ")
+                    weights.iter().take(8).map(|w| cut(w.clone())).collect::<Vec<_>>().join(", ")
                 );
             };
             let bias = rest.next_if(|w| stem(w) == "bias");
@@ -228,22 +355,65 @@ impl Store {
         Ok(cells)
     }
 
+    /// Joins the variables that Keras 1 has for each gate, `lstm_1_W_i`, in the order of Keras 2.
+    fn cell_of_keras_1(&self, layer: &Group, weights: &[String], prefix: &str, gates: &[&str]) -> Result<CellTensors> {
+        let joined = |letter: &str| -> Result<Tensor> {
+            let name = format!("{prefix}_{letter}");
+            let mut parts = Vec::new();
+            for gate in gates {
+                let wanted = format!("{name}{gate}");
+                match weights.iter().find(|w| stem(w) == wanted) {
+                    Some(weight) => parts.push(self.tensor(layer, weight)?),
+                    None => bail!(InvalidWeights, "{wanted}: expected beside the other gates, found none"),
+                }
+            }
+            let shape = parts[0].shape.clone();
+            let Some((&columns, rows)) = shape.split_last().filter(|(columns, _)| **columns > 0) else {
+                bail!(InvalidWeights, "{name}: expected a matrix or a vector, found {shape:?}");
+            };
+            if let Some(other) = parts.iter().find(|part| part.shape != shape) {
+                bail!(
+                    InvalidWeights,
+                    "{}: expected {shape:?} as of the other gates, found {:?}",
+                    other.name,
+                    other.shape
+                );
+            }
+            let rows_len = parts[0].values.len() / columns;
+            let row = |i: usize| parts.iter().flat_map(move |part| &part.values[i * columns..(i + 1) * columns]);
+            let values = (0..rows_len).flat_map(row).copied().collect();
+            let shape = rows.iter().copied().chain([columns * gates.len()]).collect();
+            Ok(Tensor { name, shape, values })
+        };
+        Ok(CellTensors { kernel: joined("W")?, recurrent: joined("U")?, bias: Some(joined("b")?) })
+    }
+
     /// The group of a layer: the one that has its name, or, where names are not stored, the n-th of its class.
-    fn find_step(&self, layers: &Group, step: &Step, place: &Place) -> Result<Group> {
-        let class = snake_case(&step.class);
-        let numbered = numbered(&step.class, step.index);
-        let own_name = |group: &Group| match child(group, "vars")? {
+    fn find_step(&self, layers: &Group, step: &Step<'_>, place: &Place<'_>) -> Result<Group> {
+        let class = snake_case(step.class);
+        let numbered = self::numbered(step.class, step.index);
+        let surplus = self::numbered(step.class, step.of_class);
+        if child(layers, &surplus, &self.budget)?.is_some() {
+            bail!(
+                InvalidFile,
+                "{}: expected as many layers of class {} as in config.json = {}, found {surplus}",
+                layers.name(),
+                step.class,
+                step.of_class
+            );
+        }
+        let own_name = |group: &Group| match child(group, "vars", &self.budget)? {
             Some(vars) => text(&vars, "name", &self.budget),
             None => Ok(None),
         };
-        let expected = child(layers, &numbered)?;
+        let expected = child(layers, &numbered, &self.budget)?;
         if let Some(group) = &expected
             && own_name(group)?.is_none_or(|name| name == step.name)
         {
             return Ok(group.clone());
         }
-        for group in children(layers)? {
-            if group.name().starts_with(&class) && own_name(&group)?.as_deref() == Some(&step.name) {
+        for group in children(layers, &self.budget)? {
+            if group.name().starts_with(&class) && own_name(&group)?.as_deref() == Some(step.name) {
                 return Ok(group);
             }
         }
@@ -252,14 +422,14 @@ impl Store {
             "{}: expected the group {numbered} for {}, found {}",
             layers.name(),
             place.name(),
-            member_list(layers)?
+            member_list(layers, &self.budget)?
         )
     }
 
     /// The cells below a layer's group.
     fn placed_cells(&self, layer: &Group, classes: &[&str]) -> Result<Vec<CellTensors>> {
-        if let Some(forward) = child(layer, "forward_layer")? {
-            let Some(backward) = child(layer, "backward_layer")? else {
+        if let Some(forward) = child(layer, "forward_layer", &self.budget)? {
+            let Some(backward) = child(layer, "backward_layer", &self.budget)? else {
                 bail!(InvalidFile, "backward_layer: expected beside forward_layer, found none");
             };
             let mut cells = self.placed_cells_of_one(&forward, classes)?;
@@ -270,16 +440,18 @@ impl Store {
     }
 
     fn placed_cells_of_one(&self, layer: &Group, classes: &[&str]) -> Result<Vec<CellTensors>> {
-        let cell = child(layer, "cell")?;
+        let cell = child(layer, "cell", &self.budget)?;
         if let Some(cell) = &cell
-            && let Some(stack) = child(cell, "cells")?
+            && let Some(stack) = child(cell, "cells", &self.budget)?
         {
             // Each class is numbered on its own.
             let name = |i: usize| numbered(classes[i], classes[..i].iter().filter(|c| **c == classes[i]).count());
             return (0..classes.len())
-                .map(|i| match child(&stack, &name(i))? {
+                .map(|i| match child(&stack, &name(i), &self.budget)? {
                     Some(cell) => self.vars(&cell),
-                    None => bail!(InvalidFile, "cells: expected {}, found {}", name(i), member_list(&stack)?),
+                    None => {
+                        bail!(InvalidFile, "cells: expected {}, found {}", name(i), member_list(&stack, &self.budget)?)
+                    }
                 })
                 .collect();
         }
@@ -289,8 +461,13 @@ impl Store {
 
     /// kernel, recurrent kernel and bias of `group/vars`.
     fn vars(&self, group: &Group) -> Result<CellTensors> {
-        let Some(vars) = child(group, "vars")? else {
-            bail!(InvalidFile, "{}: expected the group vars, found {}", group.name(), member_list(group)?);
+        let Some(vars) = child(group, "vars", &self.budget)? else {
+            bail!(
+                InvalidFile,
+                "{}: expected the group vars, found {}",
+                group.name(),
+                member_list(group, &self.budget)?
+            );
         };
         let (_, present) = vars.member_names().map_err(damaged)?;
         Ok(CellTensors {
@@ -300,10 +477,15 @@ impl Store {
         })
     }
 
-    fn must(&self, group: &Group, name: &str, place: &Place) -> Result<Group> {
-        match child(group, name)? {
+    fn must(&self, group: &Group, name: &str, place: &Place<'_>) -> Result<Group> {
+        match child(group, name, &self.budget)? {
             Some(child) => Ok(child),
-            None => bail!(InvalidFile, "expected the group {name} for {}, found {}", place.name(), member_list(group)?),
+            None => bail!(
+                InvalidFile,
+                "expected the group {name} for {}, found {}",
+                place.name(),
+                member_list(group, &self.budget)?
+            ),
         }
     }
 
@@ -319,10 +501,24 @@ impl Store {
                 None => bail!(InvalidFile, "weight_names: expected the names of datasets, found an empty one"),
             }
         };
-        let Datatype::FloatingPoint { size, .. } = *dataset.dtype() else {
-            bail!(Unsupported, "{path}: expected float16, float32 or float64, found {:?}", dataset.dtype());
+        self.budget.look()?;
+        let size = match *dataset.dtype() {
+            Datatype::FloatingPoint { size, .. } if is_ieee(&dataset.raw_datatype().map_err(named)?) => size,
+            Datatype::FloatingPoint { size, .. } => {
+                bail!(
+                    Unsupported,
+                    "{path}: expected float16, float32 or float64, found a float of {size} bytes that is none of them, \
+                     such as bfloat16"
+                )
+            }
+            ref other => bail!(
+                Unsupported,
+                "{path}: expected float16, float32 or float64, found {}; bfloat16 is stored so, int8 is of a quantised \
+                 layer",
+                cut(format!("{other:?}"))
+            ),
         };
-        spend(&self.budget, dataset.raw_byte_len().map_err(named)?, path)?;
+        self.budget.spend(read_bytes(&dataset).map_err(named)?, path)?;
         let mut shape = Vec::new();
         for &n in dataset.shape() {
             match usize::try_from(n) {
@@ -358,6 +554,34 @@ impl Store {
     }
 }
 
+/// Whether the bytes of a datatype message are those of a float16, float32 or float64 of IEEE 754.
+fn is_ieee(datatype: &[u8]) -> bool {
+    // Class and flags, size, bit offset, precision, places and sizes of exponent and mantissa, bias.
+    let Some(([_, _, _, _, size, _, _, _, 0, 0, precision, 0, _, exponent, 0, mantissa, ..], bias)) =
+        datatype.split_at_checked(16)
+    else {
+        return false;
+    };
+    let bias = bias.first_chunk().map(|&bias| u32::from_le_bytes(bias));
+    let layouts = [(2, 16, 5, 10, 15), (4, 32, 8, 23, 127), (8, 64, 11, 52, 1023)];
+    bias.is_some_and(|bias| layouts.contains(&(*size, *precision, *exponent, *mantissa, bias)))
+}
+
+/// What a dataset takes to read: whole chunks, however little of them lies within its shape.
+fn read_bytes(dataset: &Dataset) -> hdf5_reader::error::Result<usize> {
+    let bytes = dataset.raw_byte_len()?;
+    let Some(chunks) = dataset.chunks() else {
+        return Ok(bytes);
+    };
+    let size = dataset.raw_element_size()?;
+    let along = |(&n, &chunk): (&u64, &u32)| {
+        let chunk = u64::from(chunk.max(1));
+        usize::try_from(n.div_ceil(chunk).saturating_mul(chunk)).unwrap_or(usize::MAX)
+    };
+    let elements = dataset.shape().iter().zip(&chunks).map(along).fold(1, usize::saturating_mul);
+    Ok(bytes.max(elements.saturating_mul(size)))
+}
+
 fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
 }
@@ -381,7 +605,8 @@ fn damaged(error: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidFile, format!("not a complete HDF5 file: {error}"))
 }
 
-fn child(group: &Group, name: &str) -> Result<Option<Group>> {
+fn child(group: &Group, name: &str, budget: &Budget) -> Result<Option<Group>> {
+    budget.look()?;
     match group.group(name) {
         Ok(group) => Ok(Some(group)),
         Err(hdf5_reader::error::Error::GroupNotFound(_)) => Ok(None),
@@ -389,35 +614,39 @@ fn child(group: &Group, name: &str) -> Result<Option<Group>> {
     }
 }
 
-fn children(group: &Group) -> Result<Vec<Group>> {
+fn children(group: &Group, budget: &Budget) -> Result<Vec<Group>> {
+    budget.look()?;
     group.groups().map_err(damaged)
 }
 
 /// The first few members of a group, for messages.
-fn member_list(group: &Group) -> Result<String> {
+fn member_list(group: &Group, budget: &Budget) -> Result<String> {
+    budget.look()?;
     let (groups, datasets) = group.member_names().map_err(damaged)?;
-    let shown: Vec<String> = groups.into_iter().chain(datasets).take(8).collect();
+    let shown: Vec<String> = groups.into_iter().chain(datasets).take(8).map(cut).collect();
     Ok(if shown.is_empty() { "nothing".to_owned() } else { shown.join(", ") })
 }
 
-/// Takes `bytes` from the budget before they are read.
-fn spend(budget: &Counter<usize>, bytes: usize, what: &str) -> Result<()> {
-    match budget.get().checked_sub(bytes) {
-        Some(left) => {
-            budget.set(left);
-            Ok(())
-        }
-        None => bail!(
-            InvalidFile,
-            "{what}: expected at most {} bytes more in a file of this size, found {bytes}",
-            budget.get()
-        ),
+/// A name as it stands in a message.
+fn cut(name: String) -> String {
+    match name.char_indices().nth(80) {
+        Some((end, _)) => format!("{} ...", &name[..end]),
+        None => name,
     }
 }
 
-/// The strings of an attribute; `None` if there is none of this name.
-fn strings(group: &Group, name: &str, budget: &Counter<usize>) -> Result<Option<Vec<String>>> {
+fn attributes(group: &Group, budget: &Budget) -> Result<Vec<RawAttribute>> {
+    budget.look()?;
     let attributes = group.raw_attributes().map_err(damaged)?;
+    // They are parsed anew each time.
+    let bytes = attributes.iter().map(|a| a.message().raw_data.len() + 16).sum();
+    budget.spend(bytes, "attributes")?;
+    Ok(attributes)
+}
+
+/// The strings of an attribute; `None` if there is none of this name.
+fn strings(group: &Group, name: &str, budget: &Budget) -> Result<Option<Vec<String>>> {
+    let attributes = attributes(group, budget)?;
     let Some(attribute) = attributes.iter().find(|a| a.name() == name) else {
         return Ok(None);
     };
@@ -447,7 +676,7 @@ fn strings(group: &Group, name: &str, budget: &Counter<usize>) -> Result<Option<
             Some(_) => item.to_vec(),
             None => group.resolve_vlen_reference_bytes(item, 1).map_err(|e| damaged(e).context(name))?,
         };
-        spend(budget, bytes.len(), name)?;
+        budget.spend(bytes.len(), name)?;
         let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
         match std::str::from_utf8(&bytes[..end]) {
             Ok(text) => found.push(text.to_owned()),
@@ -458,18 +687,18 @@ fn strings(group: &Group, name: &str, budget: &Counter<usize>) -> Result<Option<
 }
 
 /// An attribute of one string.
-fn text(group: &Group, name: &str, budget: &Counter<usize>) -> Result<Option<String>> {
+fn text(group: &Group, name: &str, budget: &Budget) -> Result<Option<String>> {
     Ok(strings(group, name, budget)?.and_then(|mut s| if s.len() == 1 { s.pop() } else { None }))
 }
 
-fn has_names(group: &Group, name: &str) -> Result<bool> {
+fn has_names(group: &Group, name: &str, budget: &Budget) -> Result<bool> {
     let first = format!("{name}0");
-    let attributes = group.raw_attributes().map_err(damaged)?;
+    let attributes = attributes(group, budget)?;
     Ok(attributes.iter().any(|a| a.name() == name || a.name() == first))
 }
 
 /// A list of names; Keras cuts a list of more than 64 KiB into the attributes NAME0, NAME1 ...
-fn names(group: &Group, name: &str, budget: &Counter<usize>) -> Result<Vec<String>> {
+fn names(group: &Group, name: &str, budget: &Budget) -> Result<Vec<String>> {
     if let Some(names) = strings(group, name, budget)? {
         return Ok(names);
     }
@@ -490,18 +719,41 @@ fn stem(weight: &str) -> &str {
     last.split_once(':').map_or(last, |(stem, _)| stem)
 }
 
+/// The gates of each cell, by what stands before `_W_i` in its variables' names, if these are named as Keras 1 does:
+/// one for each gate, or one for all.
+fn gates_of_keras_1(weights: &[String]) -> Option<Vec<(&str, &'static [&'static str])>> {
+    let mut cells: Vec<(&str, &'static [&'static str])> = Vec::new();
+    for weight in weights {
+        let stem = stem(weight);
+        let found: Option<(&str, &'static [&'static str])> =
+            [("_U_i", &["_i", "_f", "_c", "_o"][..]), ("_U_z", &["_z", "_r", "_h"][..]), ("_U", &[""][..])]
+                .into_iter()
+                .find_map(|(end, gates)| Some((stem.strip_suffix(end)?, gates)));
+        cells.extend(found);
+    }
+    (!cells.is_empty()).then_some(cells)
+}
+
 fn json(name: &str, bytes: &[u8]) -> Result<Value> {
+    if bytes.len() > MAX_JSON_BYTES {
+        bail!(InvalidFile, "{name}: expected at most {MAX_JSON_BYTES} bytes, found {}", bytes.len());
+    }
+    // Nested deeper than 128, it is refused.
     serde_json::from_slice(bytes).map_err(|e| Error::new(ErrorKind::InvalidFile, format!("{name}: not JSON: {e}")))
 }
 
-/// The bytes of a stored entry of a zip archive.
+/// The bytes of a stored entry of a zip archive: the only one of its name, and what was put there.
 fn entry<'a>(file: &'a [u8], name: &str) -> Result<Option<&'a [u8]>> {
     let damaged = |e: rawzip::Error| Error::new(ErrorKind::InvalidFile, format!("not a complete zip archive: {e}"));
     let archive = ZipArchive::from_slice(file).map_err(damaged)?;
+    let mut found = None;
     for entry in archive.entries() {
         let entry = entry.map_err(damaged)?;
         if entry.file_path().as_ref() != name.as_bytes() {
             continue;
+        }
+        if found.is_some() {
+            bail!(InvalidFile, "{name}: expected once in a .keras archive, found twice");
         }
         if entry.compression_method() != CompressionMethod::STORE || entry.flags().is_encrypted() {
             bail!(
@@ -509,14 +761,25 @@ fn entry<'a>(file: &'a [u8], name: &str) -> Result<Option<&'a [u8]>> {
                 "{name}: expected a stored entry, as Keras writes them, found a compressed or encrypted one"
             );
         }
-        let (start, end) = archive.get_entry(entry.wayfinder()).map_err(damaged)?.compressed_data_range();
+        let local = archive.get_entry(entry.wayfinder()).map_err(damaged)?;
+        if local.local_header().file_path().as_ref() != name.as_bytes() {
+            bail!(InvalidFile, "{name}: expected the same name where the entry stands, found another");
+        }
+        let (start, end) = local.compressed_data_range();
         let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
-        return match range.and_then(|(start, end)| file.get(start..end)) {
-            Some(bytes) => Ok(Some(bytes)),
-            None => bail!(InvalidFile, "{name}: expected within {} bytes, found one that ends at {end}", file.len()),
+        let Some(bytes) = range.and_then(|(start, end)| file.get(start..end)) else {
+            bail!(InvalidFile, "{name}: expected within {} bytes, found one that ends at {end}", file.len());
         };
+        found = Some((bytes, entry.crc32()));
     }
-    Ok(None)
+    let Some((bytes, expected)) = found else {
+        return Ok(None);
+    };
+    let sum = crc32(bytes);
+    if sum != expected {
+        bail!(InvalidFile, "{name}: expected the checksum {expected:08x}, found {sum:08x}: damaged");
+    }
+    Ok(Some(bytes))
 }
 
 /// The group of the n-th layer of a class.
@@ -546,13 +809,32 @@ mod tests {
 
     #[test]
     fn names_that_lead_to_the_same_bytes_are_read_within_bounds() {
-        let budget = Counter::new(100);
-        assert!(spend(&budget, 60, "kernel").is_ok());
+        let budget = Budget { bytes: Counter::new(100), looks: Counter::new(1) };
+        assert!(budget.spend(60, "kernel").is_ok());
         assert_eq!(
-            spend(&budget, 60, "kernel").unwrap_err().to_string(),
+            budget.spend(60, "kernel").unwrap_err().to_string(),
             "kernel: expected at most 40 bytes more in a file of this size, found 60"
         );
-        assert!(spend(&budget, 40, "kernel").is_ok());
+        assert!(budget.spend(40, "kernel").is_ok());
+        assert!(budget.look().is_ok());
+        assert!(budget.look().is_err());
+    }
+
+    #[test]
+    fn floats_are_those_of_ieee_or_refused() {
+        let message = |size: u8, exponent: u8, mantissa: u8, bias: u32| {
+            let mut bytes = vec![0x11, 0x20, 0, 0, size, 0, 0, 0, 0, 0, 8 * size, 0, mantissa, exponent, 0, mantissa];
+            bytes.extend(bias.to_le_bytes());
+            bytes
+        };
+        for (size, exponent, mantissa, bias) in [(2, 5, 10, 15), (4, 8, 23, 127), (8, 11, 52, 1023)] {
+            let whole = message(size, exponent, mantissa, bias);
+            assert!(is_ieee(&whole));
+            assert!(!is_ieee(&message(size, exponent, mantissa, bias + 1)));
+            assert!((0..whole.len()).all(|len| !is_ieee(&whole[..len])));
+        }
+        // bfloat16
+        assert!(!is_ieee(&message(2, 8, 7, 127)));
     }
 
     #[test]

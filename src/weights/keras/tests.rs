@@ -32,7 +32,42 @@ fn activations_are_read_as_objects_too() {
     assert_eq!(object("ReLU", json!({ "max_value": null, "negative_slope": 0.0 })), "Relu");
     assert!(object("ReLU", json!({ "max_value": 6.0 })).contains("ReLU: expected no max_value"));
     assert!(object("PReLU", json!({})).contains("found PReLU"));
-    for refused in ["selu", "gelu", "swish", "exponential", "relu6", "Tanh"] {
+    assert_eq!(read(json!("celu")), "Elu(alpha 1)");
+    assert_eq!(object("ReLU", json!({ "max_value": 1.0 })), "HardSigmoid(alpha 1, beta 0)");
+    for other in ["Softmax", "ThresholdedReLU", "Custom>Mine", "__lambda__"] {
+        let message = object(other, json!({}));
+        assert!(message.starts_with("activation: ") && message.ends_with(&format!("found {other}")), "{message}");
+    }
+    let mine =
+        read(json!({ "module": "mine", "class_name": "function", "config": "relu", "registered_name": "function" }));
+    assert_eq!(mine, "activation: expected function of Keras, found one of mine");
+    let refused = [
+        "selu",
+        "gelu",
+        "swish",
+        "silu",
+        "exponential",
+        "relu6",
+        "Tanh",
+        "log_sigmoid",
+        "hard_silu",
+        "hard_swish",
+        "hard_tanh",
+        "hard_shrink",
+        "soft_shrink",
+        "tanh_shrink",
+        "threshold",
+        "glu",
+        "mish",
+        "squareplus",
+        "softmax",
+        "log_softmax",
+        "sparsemax",
+        "sparse_plus",
+        "sparse_sigmoid",
+        "mine>relu",
+    ];
+    for refused in refused {
         let message = read(json!(refused));
         assert!(message.starts_with("activation: expected") && message.ends_with(refused), "{message}");
     }
@@ -91,8 +126,8 @@ fn each_wrong_variable_is_named() {
     assert_eq!(error(|t| t.recurrent = tensor("r", &[8, 2])), "r: expected [units, 4·units] = [2, 8], found [8, 2]");
     assert_eq!(error(|t| t.bias = Some(tensor("b", &[2, 8]))), "b: expected [4·units] = [8], found [2, 8]");
     assert_eq!(error(|t| t.bias = None), "bias: expected one, as use_bias says, found none");
-    let units = layer("LSTM", json!({ "output_dim": 2 })).unwrap_err().to_string();
-    assert!(units.contains("found none (files of Keras 1"), "{units}");
+    let units = layer("LSTM", json!({ "units": 0 })).unwrap_err().to_string();
+    assert!(units.contains("units: expected 1 to"), "{units}");
 }
 
 #[test]
