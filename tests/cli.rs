@@ -689,7 +689,17 @@ fn onnx_models_run_on_arrays_named_as_the_graph_names_them() {
     );
     fails(2, "--prefix: an ONNX graph", &["run", &model, "-i", &input, "-o", &out, "--prefix", "gru"]);
     fails(2, "--layout: an ONNX graph", &["run", &model, "-i", &input, "-o", &out, "--layout", "time"]);
-    fails(2, "--verify: expected a model of recurrent layers", &["run", &model, "-i", &input, "--verify"]);
+    let printed = good(&["run", &model, "-i", &input, "--device", "cpu", "--verify", "--explain"]);
+    for line in ["engine: GRU \"gru\"", "CPU runtime: ", "verify: every operator in f64", "probabilities [4, 4]: all 16 elements agree"] {
+        assert!(printed.contains(line), "{printed}");
+    }
+    let printed = good(&["bench", &model, "-i", &input, "--device", "cpu", "--runs", "2"]);
+    assert!(printed.contains("the whole graph") && printed.contains("median ms"), "{printed}");
+    let timed = good(&["bench", &model, "-i", &input, "--device", "cpu,reference", "--runs", "2", "--json"]);
+    let timed: serde_json::Value = serde_json::from_str(&timed).unwrap();
+    assert_eq!(timed["rows"].as_array().unwrap().len(), 2);
+    assert!(timed["rows"][0]["median_ms"].as_f64().unwrap() > 0.0);
+    fails(2, "--input: expected a file with arrays", &["bench", &model, "--device", "cpu"]);
     fails(1, "missing.onnx: cannot be read", &["info", &folder.path("missing.onnx")]);
     let broken = folder.bytes("broken.onnx", b"no model");
     fails(1, "broken.onnx", &["info", &broken]);
@@ -708,6 +718,33 @@ fn onnx_models_run_on_arrays_named_as_the_graph_names_them() {
     assert!(good(&["info", &data("onnx/decomposed.onnx")]).contains("no LSTM, GRU or RNN node"));
     let json: serde_json::Value = serde_json::from_str(&good(&["info", "--json", &model])).unwrap();
     assert_eq!(json["format"], "ONNX");
+}
+
+/// Arrays from the standard input, results on the standard output, and nothing else there.
+#[test]
+fn arrays_pass_through_pipes() {
+    let folder = Folder::new("pipes");
+    let model = data("onnx/keras_gru.onnx");
+    let stored = fs::read(data("onnx/keras_gru.safetensors")).unwrap();
+    let (shape, x) = read_tensor(&stored, "in.x").unwrap();
+    let input = folder.npz("in.npz", &[("x", Array::F32(shape, x)), ("lengths", Array::I64(vec![6, 2, 4, 1]))]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lstm"))
+        .args(["run", &model, "-i", "-", "-o", "-", "--device", "cpu"])
+        .stdin(Stdio::from(fs::File::open(&input).unwrap()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdin.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    let piped = folder.bytes("piped.npz", &output.stdout);
+    assert_eq!(read(&piped, "probabilities").0, [4, 4]);
+    // What never ends, or waits for ever, is no file.
+    #[cfg(unix)]
+    {
+        fails(1, "found a pipe or device", &["run", &model, "-i", "/dev/zero", "-o", "-"]);
+    }
 }
 
 /// Files of PyTorch and Keras, by their content.

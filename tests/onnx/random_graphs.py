@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 FLOATS = (np.float32, np.float64)
 INTEGERS = (np.int64, np.int32)
@@ -488,6 +489,8 @@ def judge(seed, lstm, keep):
         else:
             with np.load(folder / "out.npz") as found:
                 reason = next((r for n, w in expected.items() if (r := different(n, found[n], w))), "")
+                if reason and by_reference(model, feeds, found):
+                    return seed, "right, and onnxruntime is not", ""
             outcome = "WRONG" if reason else "right"
         if outcome in ("WRONG", "refused") and keep:
             target = pathlib.Path(keep) / f"{seed}"
@@ -496,6 +499,16 @@ def judge(seed, lstm, keep):
             np.savez(target / "in.npz", **feeds)
             np.savez(target / "exp.npz", **expected)
     return seed, outcome, reason
+
+
+def by_reference(model, feeds, found):
+    """Whether the numbers are those of ONNX's own evaluator: onnxruntime's fusions have faults of their own, such as a
+    transposed double by a vector."""
+    try:
+        values = ReferenceEvaluator(model).run(None, feeds)
+    except Exception:  # noqa: BLE001
+        return False
+    return all(different(o.name, found[o.name], np.asarray(v)) is None for o, v in zip(model.graph.output, values))
 
 
 def different(name, got, want):
