@@ -690,7 +690,12 @@ fn onnx_models_run_on_arrays_named_as_the_graph_names_them() {
     fails(2, "--prefix: an ONNX graph", &["run", &model, "-i", &input, "-o", &out, "--prefix", "gru"]);
     fails(2, "--layout: an ONNX graph", &["run", &model, "-i", &input, "-o", &out, "--layout", "time"]);
     let printed = good(&["run", &model, "-i", &input, "--device", "cpu", "--verify", "--explain"]);
-    for line in ["engine: GRU \"gru\"", "CPU runtime: ", "verify: every operator in f64", "probabilities [4, 4]: all 16 elements agree"] {
+    for line in [
+        "engine: GRU \"gru\"",
+        "CPU runtime: ",
+        "verify: every operator in f64",
+        "probabilities [4, 4]: all 16 elements agree",
+    ] {
         assert!(printed.contains(line), "{printed}");
     }
     let printed = good(&["bench", &model, "-i", &input, "--device", "cpu", "--runs", "2"]);

@@ -34,7 +34,7 @@ pub struct OnnxOptions {
     pub max_elements: usize,
     /// Bytes of all tensors that are alive at a time, without weights; 8 GiB unless set.
     pub max_bytes: usize,
-    /// Multiply-adds of the nodes between two recurrent ones; 10¹³ unless set, minutes on a CPU.
+    /// Multiply-adds of the nodes between two recurrent ones; 10¹² unless set, a minute or so on a CPU.
     pub max_multiply_adds: f64,
     /// Iterations of all Loop and Scan nodes of a run together; 2²⁰ unless set.
     pub max_iterations: u64,
@@ -50,7 +50,7 @@ impl Default for OnnxOptions {
             external_data: None,
             max_elements: 1 << 28,
             max_bytes: 8usize.saturating_mul(1 << 30),
-            max_multiply_adds: 1e13,
+            max_multiply_adds: 1e12,
             max_iterations: 1 << 20,
             fast: true,
         }

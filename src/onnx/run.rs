@@ -268,9 +268,9 @@ impl Machine<'_> {
         }
         let mut scanned = Vec::new();
         let mut length = None;
-        for k in 0..num_scanned {
+        for (k, &axis) in axes.iter().enumerate() {
             let array = self.operand(node, count + k, table)?;
-            let axis = host::axis_of(axes[k], array.rank())?;
+            let axis = host::axis_of(axis, array.rank())?;
             let size = array.shape[axis];
             if *length.get_or_insert(size) != size {
                 bail!(InvalidInput, "expected one length of all that is scanned, found {length:?} and {size}");

@@ -29,7 +29,7 @@ pub(super) struct Step {
 
 pub(super) enum Work {
     Host(Node),
-    Segment(Segment),
+    Segment(Box<Segment>),
     /// By its place in [`Scheduler::recurrent`].
     Recurrent(usize),
     /// The node without its graphs, and their plans.
@@ -83,7 +83,7 @@ impl Scheduler<'_> {
             if group.is_segment {
                 let made = members.iter().flat_map(|n| n.outputs.iter().flatten().copied());
                 let wanted: Vec<ValueId> = made.filter(|id| read_outside.contains(id)).collect();
-                steps.push(Step { work: Work::Segment(Segment::new(members, wanted, self.values)), dropped });
+                steps.push(Step { work: Work::Segment(Box::new(Segment::new(members, wanted, self.values))), dropped });
                 continue;
             }
             for node in members {

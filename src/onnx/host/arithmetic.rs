@@ -145,7 +145,7 @@ fn both<T: Element, V: Element>(a: &Array, b: &Array, call: &Call<'_>, f: impl F
 }
 
 fn no_zeros<T: Number>(divisors: &[T]) -> Result<()> {
-    if !T::IS_FLOAT && divisors.iter().any(|d| *d == T::ZERO) {
+    if !T::IS_FLOAT && divisors.contains(&T::ZERO) {
         bail!(InvalidInput, "expected divisors other than 0, found 0");
     }
     Ok(())

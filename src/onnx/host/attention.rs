@@ -90,13 +90,20 @@ fn bias(call: &Call<'_>, shape: &[usize; 4], past: usize) -> Result<Vec<f64>> {
         bail!(InvalidInput, "nonpad_kv_seqlen: expected one number for each of {batch} sequences, found another");
     }
     let causal = call.node.flag("is_causal", false)?;
+    // How far a query sees to both sides; without end where negative.
+    let side = |name: &str| -> Result<i64> { Ok(call.node.int(name)?.filter(|n| *n >= 0).unwrap_or(i64::MAX)) };
+    let (left, right) = (side("left_window_size")?, side("right_window_size")?);
     for (i, sum) in bias.iter_mut().enumerate() {
         let (b, query, key) = (i / (heads * queries * keys), i / keys % queries, (i % keys) as i64);
         let offset = match &valid {
             Some(valid) => valid[b] - queries as i64,
             None => past as i64,
         };
-        let hidden = (causal && key > query as i64 + offset) || valid.as_ref().is_some_and(|v| key >= v[b]);
+        let ahead = key - (query as i64 + offset);
+        let hidden = (causal && ahead > 0)
+            || ahead > right
+            || ahead.saturating_neg() > left
+            || valid.as_ref().is_some_and(|v| key >= v[b]);
         if hidden {
             *sum = f64::NEG_INFINITY;
         }

@@ -64,6 +64,15 @@ impl Limits {
 }
 
 impl Limits {
+    /// Refuses more tensors in a sequence, or slices of one, than a model has use for: each takes memory of its own.
+    pub(super) fn pieces(&self, count: usize) -> Result<()> {
+        const MOST_PIECES: usize = 1 << 16;
+        if count > MOST_PIECES {
+            bail!(Unsupported, "expected at most {MOST_PIECES} tensors, found {count}");
+        }
+        Ok(())
+    }
+
     /// Refuses more multiply-adds than may be taken.
     pub(super) fn work(&self, multiply_adds: f64) -> Result<()> {
         if multiply_adds > self.max_multiply_adds {
@@ -269,6 +278,8 @@ fn operator(op_type: &str) -> Option<Operator> {
             &[
                 "is_causal",
                 "kv_num_heads",
+                "left_window_size",
+                "right_window_size",
                 "q_num_heads",
                 "qk_matmul_output_mode",
                 "scale",

@@ -298,6 +298,7 @@ pub(super) fn unique(call: &Call<'_>) -> Outputs {
         None => (data.reshaped(vec![data.len()]), 0),
     };
     let sorted = call.node.flag("sorted", true)?;
+    call.limits.pieces(data.shape[axis])?;
     let slices: Vec<Array> = (0..data.shape[axis]).map(|i| part(&data, axis, i, 1)).collect();
     fn order<T: Element>(a: &[T], b: &Array) -> Ordering {
         a.partial_cmp(b.of::<T>().unwrap_or_default()).unwrap_or(Ordering::Equal)

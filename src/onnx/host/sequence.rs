@@ -39,6 +39,7 @@ pub(super) fn insert(call: &Call<'_>) -> Outputs {
     let mut items = items(call, 0)?.to_vec();
     let place = call.optional(2)?.map_or(Ok(items.len()), |p| position(p, items.len(), 1))?;
     items.insert(place, call.array(1)?.clone());
+    call.limits.pieces(items.len())?;
     Ok(vec![Value::Sequence(items)])
 }
 
@@ -72,6 +73,7 @@ pub(super) fn split(call: &Call<'_>) -> Outputs {
     if parts.iter().try_fold(0usize, |n, &p| n.checked_add(p)) != Some(size) {
         bail!(InvalidInput, "split: expected parts that add up to {size}, found {parts:?}");
     }
+    call.limits.pieces(parts.len())?;
     let mut first = 0;
     let mut items = Vec::with_capacity(parts.len());
     for each in parts {
