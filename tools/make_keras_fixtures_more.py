@@ -242,6 +242,13 @@ def hostile():
         group.create_dataset("0", (1 << 40, 16), "f4", chunks=(1, 1))
         del group["2"]
         group.create_dataset("2", (16,), "f4", chunks=(1 << 29,), maxshape=(None,))
+    with h5py.File(OUT / "hostile_chunk.weights.h5", "w") as f:
+        # Each chunk is small enough, all of them are not; and almost nothing of them is used.
+        group = f.create_group("layers/lstm/cell/vars")
+        for i, shape in enumerate([(WIDTH, 16), (4, 16), (16,)]):
+            chunk = (200, 200) if len(shape) > 1 else (40_000,)
+            sizes = {"chunks": chunk, "maxshape": (None,) * len(shape), "compression": "gzip"}
+            group.create_dataset(str(i), data=np.zeros(shape, "f4"), **sizes)
     with h5py.File(OUT / "hostile_links.weights.h5", "w") as f:
         layers = f.create_group("layers")
         lstm = lstm_at(layers, "lstm", 16)

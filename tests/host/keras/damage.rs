@@ -11,7 +11,7 @@ use super::*;
 fn files() -> Vec<String> {
     let mut files: Vec<String> = FIXTURES.iter().map(|f| f.file.clone()).collect();
     files.dedup();
-    files.extend(["cycle", "bomb", "shape", "links"].map(|name| format!("hostile_{name}.weights.h5")));
+    files.extend(["cycle", "bomb", "shape", "chunk", "links"].map(|name| format!("hostile_{name}.weights.h5")));
     files
 }
 
