@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs every test of the crate: host, GPU on software adapters, small feature sets, shaders in a browser.
+# Runs every test of the crate: host, ONNX's own node tests, GPU on software adapters, small feature sets, shaders in a
+# browser.
 #
-# In:  a checkout with a Rust toolchain; Debian for the software adapters, Node.js and Chromium for the
-#      browser. What is missing is skipped with one line, or fails, as the environment asks.
+# In:  a checkout with a Rust toolchain; Python for the node tests, Debian for the software adapters, Node.js and
+#      Chromium for the browser. What is missing is skipped with one line, or fails, as the environment asks.
 # Out: exit code 0 if every stage passed. The last line says so, or names those that failed.
 #
 # --help lists the stages, options and environment variables. All stages build the dev profile with all
@@ -15,6 +16,8 @@ usage: tools/test.sh [--quick] [--only STAGE] [--system-adapters]
 
 stages, in this order
   host      unit tests, tests/host, tests/cli and doc tests; no adapter needed
+  onnx      tests/onnx/node_tests.py and some random graphs against onnxruntime, with packages from PyPI in
+            target/onnx-tests (needs Python with venv)
   gpu       tests/gpu on every adapter found: two software adapters that tools/adapters.sh unpacks
             under target/adapters, and those of the machine; then the demo, a tiny benchmark, two examples
   features  unit tests without default features; a check of the library with `gpu` alone
@@ -31,7 +34,7 @@ environment
                           (otherwise a warning, and GPU tests that show as ignored)
   LSTM_EXPECT_ADAPTERS    parts of adapter names, comma-separated, each of which must be found (default: both
                           software adapters, once they are unpacked)
-  LSTM_STRICT=1           fail if the browser check cannot run (otherwise one line)
+  LSTM_STRICT=1           fail if the browser check or the node tests cannot run (otherwise one line)
   LSTM_FULL=1             the tests' long lists of cases
   CHROMIUM                the browser of the shaders stage; else chromium from PATH
 TEXT
@@ -40,7 +43,7 @@ TEXT
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
-all_stages=(host gpu features shaders)
+all_stages=(host onnx gpu features shaders)
 stages=()
 software_adapters=1
 while (($# > 0)); do
@@ -71,6 +74,31 @@ stage_host() {
     cargo_test --lib --bins --test host --test cli || code=1
     cargo_test --doc || code=1
     return $code
+}
+
+stage_onnx() {
+    local python=target/onnx-tests/bin/python
+    if ! install_onnx; then
+        if [[ ${LSTM_STRICT:-} == 1 ]]; then
+            say "no ONNX node tests without Python, its venv and pip, and LSTM_STRICT=1"
+            return 1
+        fi
+        say "skipped: no ONNX node tests without Python, its venv and pip"
+        return $skipped_code
+    fi
+    local code=0
+    cargo build --quiet --all-features --bin lstm || return 1
+    "$python" tests/onnx/node_tests.py target/debug/lstm || code=1
+    "$python" tests/onnx/random_graphs.py target/debug/lstm --count 400 || code=1
+    return $code
+}
+
+# Beside the packages lies a copy of the list that they were installed from.
+install_onnx() {
+    cmp --silent tests/onnx/requirements.txt target/onnx-tests/requirements.txt && return
+    python3 -m venv target/onnx-tests &&
+        target/onnx-tests/bin/python -m pip install --quiet --disable-pip-version-check -r tests/onnx/requirements.txt &&
+        cp tests/onnx/requirements.txt target/onnx-tests/
 }
 
 stage_gpu() {
