@@ -15,6 +15,8 @@ mod direction;
 mod lines;
 mod panels;
 mod prefetch;
+#[cfg(feature = "onnx")]
+mod product;
 mod rows;
 mod team;
 
@@ -26,6 +28,9 @@ use crate::error::Result;
 use crate::options::Precision;
 use crate::spec::{Direction, LayerSpec, LstmSpec, Merge};
 use crate::weights::LstmWeights;
+#[cfg(feature = "onnx")]
+pub(crate) use product::Product;
+
 use columns::{Columns, Matrix};
 use direction::{ChunkSize, Collect, DirectionOutput, Input, Output, Weights};
 use lines::Lines;

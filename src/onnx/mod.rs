@@ -15,6 +15,8 @@ mod import;
 mod lower;
 mod model;
 mod node;
+#[cfg(feature = "cpu")]
+mod packed;
 mod proto;
 mod recurrent;
 mod run;

@@ -18,6 +18,8 @@ use rten_tensor::Layout as _;
 use super::element::ElementType;
 use super::graph::{Node, ValueId, Values};
 use super::host::{self, Call, Limits};
+#[cfg(feature = "cpu")]
+use super::packed::Packed;
 use super::proto::{NodeProto, OperatorSetIdProto, TensorHead, TensorTypeProto, TypeProto, ValueInfoProto, field};
 use super::shapes::{self, Known};
 use super::tensor::TensorData;
@@ -36,8 +38,25 @@ pub(super) struct Segment {
     constants: HashMap<ValueId, Array>,
     /// Or why the runtime does not take the nodes.
     fast: std::result::Result<Fast, String>,
-    /// Shapes of the inputs that were found right last, and whether the runtime may have them.
-    checked: Mutex<Option<(Vec<Vec<usize>>, bool)>>,
+    /// For each node its packed weights, for inputs that are too small for the runtime.
+    #[cfg(feature = "cpu")]
+    packed: Vec<Option<Packed>>,
+    /// Shapes of the inputs that were found right last, and who may have them.
+    checked: Mutex<Option<(Vec<Vec<usize>>, Suits)>>,
+}
+
+/// Elements of weights up to which products are packed here. Larger ones are of networks over images, where the runtime is
+/// good.
+#[cfg(feature = "cpu")]
+const MOST_WEIGHTS: usize = 1 << 21;
+
+/// Who is to compute inputs of some shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suits {
+    Runtime,
+    /// Packed products between few elements: done before a thread of the runtime has woken, or with better products.
+    Packed,
+    Host,
 }
 
 /// The nodes as a model of the runtime.
@@ -122,6 +141,15 @@ pub(super) fn takes(node: &Node, values: &Values) -> bool {
     }
 }
 
+/// Whether the host takes long for an element of the node's result.
+fn is_costly(node: &Node) -> bool {
+    let cheap = matches!(
+        node.op_type.as_str(),
+        "Add" | "Sub" | "Mul" | "Div" | "Relu" | "Abs" | "Neg" | "Clip" | "LeakyRelu" | "Conv" | "MatMul" | "Gemm"
+    );
+    !cheap && !only_moves(node)
+}
+
 fn strides_are_one(node: &Node) -> bool {
     node.ints("strides").ok().flatten().is_some_and(|s| s.iter().all(|n| *n == 1))
 }
@@ -146,7 +174,23 @@ impl Segment {
         let output_types = outputs.iter().map(|id| values.types.get(id).copied().unwrap_or(ElementType::F32)).collect();
         let inputs: Vec<ValueId> = inputs.into_iter().collect();
         let fast = Fast::new(&nodes, &inputs, &outputs, &constants);
-        Self { nodes, inputs, outputs, output_types, constants, fast, checked: Mutex::new(None) }
+        #[cfg(feature = "cpu")]
+        let packed = {
+            let size: usize = constants.values().map(Array::len).sum();
+            let worth = fast.is_ok() && size <= MOST_WEIGHTS;
+            nodes.iter().map(|node| if worth { Packed::new(node, &constants) } else { None }).collect()
+        };
+        Self {
+            nodes,
+            inputs,
+            outputs,
+            output_types,
+            constants,
+            fast,
+            #[cfg(feature = "cpu")]
+            packed,
+            checked: Mutex::new(None),
+        }
     }
 
     /// Why the host's operators run it, rather than rten.
@@ -166,13 +210,16 @@ impl Segment {
         let suits = self.check(&given, limits)?;
         // What the runtime refuses, the host's operators compute, or refuse with a better word.
         match &self.fast {
-            Ok(fast) if suits => self.run_fast(fast, &given).or_else(|_| self.run_on_host(&given, limits)),
+            Ok(fast) if suits == Suits::Runtime => {
+                self.run_fast(fast, &given).or_else(|_| self.run_on_host(&given, limits))
+            }
+            Ok(_) if suits == Suits::Packed => self.run_packed(&given, limits),
             _ => self.run_on_host(&given, limits),
         }
     }
 
-    /// Works out all shapes; whether the runtime may have them.
-    fn check(&self, given: &[&Array], limits: Limits) -> Result<bool> {
+    /// Works out all shapes, and who is to compute them.
+    fn check(&self, given: &[&Array], limits: Limits) -> Result<Suits> {
         let shapes: Vec<Vec<usize>> = given.iter().map(|a| a.shape.clone()).collect();
         let mut checked = self.checked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((known, suits)) = &*checked
@@ -182,7 +229,7 @@ impl Segment {
         }
         let mut known: HashMap<ValueId, Vec<usize>> = self.inputs.iter().copied().zip(shapes.iter().cloned()).collect();
         let mut suits = true;
-        let mut work = 0.0;
+        let (mut work, mut elements, mut costly) = (0.0, 0usize, 0usize);
         for node in &self.nodes {
             let shape = |id: &Option<ValueId>| {
                 let id = (*id)?;
@@ -198,14 +245,54 @@ impl Segment {
             let made = shapes::made(node, &inputs, limits).map_err(|e| e.context(node.label()))?;
             work += made.multiply_adds;
             limits.work(work).map_err(|e| e.context(node.label()))?;
+            let made_here = made.shapes.iter().map(|s| s.iter().product::<usize>()).sum::<usize>();
+            elements += made_here;
+            let exponent = node.input(1).and_then(|id| self.constants.get(&id)?.of::<f32>()?.first());
+            let is_square = node.is("Pow") && exponent == Some(&2.0);
+            costly += if is_costly(node) && !is_square { made_here } else { 0 };
             for (id, shape) in node.outputs.iter().zip(made.shapes) {
                 if let Some(id) = *id {
                     known.insert(id, shape);
                 }
             }
         }
+        let suits = match suits {
+            false => Suits::Host,
+            true if self.suits_packed(elements, costly) => Suits::Packed,
+            true => Suits::Runtime,
+        };
         *checked = Some((shapes, suits));
         Ok(suits)
+    }
+
+    /// Whether packed products and the host's operators are better than the runtime: every product is packed, and the
+    /// rest is few elements, fewer of them functions that the host computes as f64.
+    #[cfg(feature = "cpu")]
+    fn suits_packed(&self, elements: usize, costly: usize) -> bool {
+        const MOST_ELEMENTS: usize = 1 << 22;
+        const MOST_COSTLY: usize = 1 << 18;
+        let product = |node: &Node| matches!(node.op_type.as_str(), "Conv" | "ConvTranspose" | "MatMul" | "Gemm");
+        let mut pairs = self.nodes.iter().zip(&self.packed);
+        pairs.all(|(node, packed)| packed.is_some() || !product(node))
+            && elements <= MOST_ELEMENTS
+            && costly <= MOST_COSTLY
+    }
+
+    #[cfg(not(feature = "cpu"))]
+    fn suits_packed(&self, _: usize, _: usize) -> bool {
+        false
+    }
+
+    /// With packed products, and the host's operators for the rest.
+    fn run_packed(&self, given: &[&Array], limits: Limits) -> Result<Vec<Value>> {
+        #[cfg(feature = "cpu")]
+        let packed = |index: usize, node: &Node, inputs: &[Option<&Value>]| match (&self.packed[index], inputs) {
+            (Some(packed), [Some(Value::Array(x)), ..]) if x.of::<f32>().is_some() => Some(packed.run(node, x)),
+            _ => None,
+        };
+        #[cfg(not(feature = "cpu"))]
+        let packed = |_: usize, _: &Node, _: &[Option<&Value>]| None::<Result<Array>>;
+        self.run_nodes(given, limits, packed)
     }
 
     fn run_fast(&self, fast: &Fast, given: &[&Array]) -> Result<Vec<Value>> {
@@ -222,11 +309,25 @@ impl Segment {
     }
 
     fn run_on_host(&self, given: &[&Array], limits: Limits) -> Result<Vec<Value>> {
+        self.run_nodes(given, limits, |_, _, _| None)
+    }
+
+    /// Node after node on the host's operators, but for those that `instead` computes.
+    fn run_nodes(
+        &self,
+        given: &[&Array],
+        limits: Limits,
+        instead: impl Fn(usize, &Node, &[Option<&Value>]) -> Option<Result<Array>>,
+    ) -> Result<Vec<Value>> {
         let mut known: HashMap<ValueId, Value> = self.constants.iter().map(|(&id, a)| (id, a.clone().into())).collect();
         known.extend(self.inputs.iter().copied().zip(given.iter().map(|&a| a.clone().into())));
-        for node in &self.nodes {
+        for (index, node) in self.nodes.iter().enumerate() {
             let inputs: Vec<Option<&Value>> = node.inputs.iter().map(|id| known.get(&(*id)?)).collect();
-            let outputs = host::run(&Call { node, inputs: &inputs, limits }).map_err(|e| e.context(node.label()))?;
+            let outputs = match instead(index, node, &inputs) {
+                Some(made) => made.map(|array| vec![array.into()]),
+                None => host::run(&Call { node, inputs: &inputs, limits }),
+            }
+            .map_err(|e| e.context(node.label()))?;
             let named = node.outputs.iter().zip(outputs).filter_map(|(id, value)| Some(((*id)?, value)));
             known.extend(named.collect::<Vec<_>>());
         }

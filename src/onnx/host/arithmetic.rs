@@ -192,6 +192,14 @@ fn power_of<T: Element + Number, U: Element + Number>(
     [a, b]: [&Array; 2],
     call: &Call<'_>,
 ) -> Result<Array> {
+    // A square is no function of a general exponent.
+    if let [exponent] = exponents
+        && T::IS_FLOAT
+        && exponent.to_f64() == 2.0
+        && b.rank() <= a.rank()
+    {
+        return Ok(Array::new(a.shape.clone(), bases.iter().map(|&x| x.mul(x)).collect()));
+    }
     let (shape, values) = zip((bases, &a.shape), (exponents, &b.shape), call.limits, |x: T, y: U| {
         let exponent = y.to_f64();
         if !T::IS_FLOAT && !U::IS_FLOAT && exponent >= 0.0 {
@@ -548,6 +556,17 @@ pub(super) fn function(call: &Call<'_>) -> Outputs {
             other => return not_numbers(other)
         );
         return one(values);
+    }
+    // These are rounded rightly in f32 too, and often stand between convolutions.
+    let single: Option<fn(f32) -> f32> = match node.op_type.as_str() {
+        "Sqrt" => Some(f32::sqrt),
+        "Floor" => Some(f32::floor),
+        "Ceil" => Some(f32::ceil),
+        "Reciprocal" => Some(|x| 1.0 / x),
+        _ => None,
+    };
+    if let (Some(single), Some(values)) = (single, a.of::<f32>()) {
+        return one(Array::new(a.shape.clone(), values.iter().map(|&v| single(v)).collect()));
     }
     let values = doubles(a)?.into_iter().map(f).collect();
     one(like(a, a.shape.clone(), values))

@@ -122,6 +122,53 @@ impl Window {
     }
 }
 
+#[cfg(feature = "cpu")]
+impl Window {
+    /// The input of some places of the output, rows of [N · places, C · taps] of an input [N, C, ..]; zeros in the padding.
+    pub(in crate::onnx) fn columns(&self, values: &[f32], shape: &[usize], rows: std::ops::Range<usize>) -> Vec<f32> {
+        let (c, input) = (shape[1], &shape[2..]);
+        let plane: usize = input.iter().product();
+        let taps: usize = self.kernel.iter().product();
+        let places: usize = self.output.iter().product();
+        let mut columns = vec![0.0; rows.len() * c * taps];
+        let mut at = vec![0; input.len()];
+        for (row, n) in columns.chunks_exact_mut((c * taps).max(1)).zip(rows) {
+            let from = &values[n / places * c * plane..][..c * plane];
+            let mut rest = n % places;
+            for axis in (0..at.len()).rev() {
+                at[axis] = rest % self.output[axis];
+                rest /= self.output[axis];
+            }
+            let mut tap = 0;
+            // Taps along the last axis lie beside each other where no padding is near.
+            if let (&[step], &[pad]) = (&self.strides[..], &self.pads[..])
+                && self.dilations == [1]
+            {
+                let first = (at[0] * step) as i64 - pad[0];
+                let inside = first.max(0)..(first + taps as i64).min(plane as i64);
+                if inside.start < inside.end {
+                    let (source, size) = (inside.start as usize, (inside.end - inside.start) as usize);
+                    let skipped = (inside.start - first) as usize;
+                    for channel in 0..c {
+                        row[channel * taps + skipped..][..size]
+                            .copy_from_slice(&from[channel * plane + source..][..size]);
+                    }
+                }
+                continue;
+            }
+            each_index(&self.kernel, |k| {
+                if let Some(source) = self.source(&at, k, input) {
+                    for channel in 0..c {
+                        row[channel * taps + tap] = from[channel * plane + source];
+                    }
+                }
+                tap += 1;
+            });
+        }
+        columns
+    }
+}
+
 /// [N, C] and the spatial sizes.
 fn spatial(array: &Array) -> Result<(usize, usize, &[usize])> {
     match &array.shape[..] {

@@ -47,6 +47,12 @@ impl Product {
     }
 }
 
+/// [rows, columns] → [columns, rows]
+#[cfg(feature = "cpu")]
+pub(in crate::onnx) fn transposed_matrix(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    copy(values, 0, &[columns, rows], &[1, columns as isize])
+}
+
 fn product_of<T: Number, U: Number, V: Element + Number>(
     (a, b): (&[T], &[U]),
     product: &Product,

@@ -30,6 +30,8 @@ use crate::error::{Result, bail};
 pub(super) use cast::{converted, narrowed, to_f32, widened};
 pub(super) use convolution::{Window, kernel_of, transposed};
 pub(super) use linear::Product;
+#[cfg(feature = "cpu")]
+pub(super) use linear::transposed_matrix;
 pub(super) use movement::{Cuts, axis_order, reshaped, squeezed, stacked, taken, unsqueezed};
 pub(super) use reduce::{reduced_axes, reduced_shape};
 pub(super) use strides::broadcast_shape;
