@@ -314,6 +314,25 @@ fn the_host_alone_has_the_same_numbers() {
     assert!(model.explain().contains("CPU runtime: Conv"), "{}", model.explain());
 }
 
+/// Small inputs go through packed products, large ones through the runtime; both have the numbers of the host's operators.
+#[test]
+fn small_and_large_inputs_have_the_same_numbers() {
+    let engine = &engines()[0];
+    let bytes = example("convolution").bytes;
+    let load = |fast| pollster::block_on(OnnxModel::load(engine, &bytes, &OnnxOptions::default().fast(fast))).unwrap();
+    let (fast, plain) = (load(true), load(false));
+    for (n, t) in [(1, 3), (3, 70), (4, 30_000)] {
+        let mut rng = Rng::new(9);
+        let x: Vec<f32> = (0..n * 2 * t).map(|_| rng.below(2001) as f32 / 1000.0 - 1.0).collect();
+        let inputs = [("x", Tensor::floats(vec![n, 2, t], x).unwrap())];
+        let [found, expected] = [&fast, &plain].map(|model| pollster::block_on(model.run(&inputs)).unwrap());
+        assert_eq!(found[0].1.shape, expected[0].1.shape);
+        let largest = floats(&found[0].1).iter().zip(floats(&expected[0].1)).map(|(a, b)| (a - b).abs());
+        let largest = largest.fold(0.0, f32::max);
+        assert!(largest < 1e-5, "{n} × {t}: {largest}");
+    }
+}
+
 /// An initialiser that is an input too is listed apart, kept where it is not given, and another model where it is.
 #[test]
 fn defaults_may_be_replaced() {
