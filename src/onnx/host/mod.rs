@@ -328,7 +328,17 @@ fn operator(op_type: &str) -> Option<Operator> {
 pub(super) fn check(node: &Node) -> Result<()> {
     let operator = if node.domain.is_empty() { operator(&node.op_type) } else { None };
     let Some(operator) = operator else {
-        bail!(Unsupported, "this operator is not computed");
+        match node.op_type.as_str() {
+            "DynamicQuantizeLSTM" => bail!(
+                Unsupported,
+                "this operator quantises its input anew in each timestep, which is not computed; export the model without \
+                 quantisation"
+            ),
+            op_type if op_type.starts_with("Random") || ["Bernoulli", "Multinomial"].contains(&op_type) => {
+                bail!(Unsupported, "what is drawn at random is not computed; make it an input of the model")
+            }
+            _ => bail!(Unsupported, "this operator is not computed"),
+        }
     };
     match node.attributes.iter().find(|a| !operator.attributes.contains(&a.head.name.as_str())) {
         Some(attribute) => bail!(Unsupported, "attribute {}: not one that is known", attribute.head.name),
